@@ -1,0 +1,1 @@
+"""What every service needs and nothing more: settings, logs, lifecycle, child processes, store, registry."""

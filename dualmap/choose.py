@@ -1,0 +1,151 @@
+"""The choice of an instance: two candidates first, the whole pool only when neither is in time.
+
+Theory of operation. `estimate` gives each instance's wait and own prefill time for the request. The
+`dualmap` policy takes the smaller of wait + (1 + lambda) * own in the pair: own work counts more than once
+because it also delays whatever comes after, which is what pulls equal prefixes to the instance that holds
+them. A prefill of 10-30 s on *both* candidates would lose every request of that key, so when the best
+expected TTFT of the pair passes `escape_at` of the SLO, the same score is taken over the pool, and the
+request escapes if that gains more than a margin. Ties go to the first in the order given, and the caller
+gives the pool in an order that depends on the key only: equal inputs, equal decisions, in every router.
+
+The route function in `dualmap_wire/redis_functions.lua` repeats `estimate` and these policies, so that
+deciding and booking are one atomic step; tests/wire/test_route_parity.py holds the two equal.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from dualmap.errors import EmptyPoolError, UnknownPolicyError
+from dualmap.ttft import estimate
+from dualmap.types import ChoiceRequest, ChoiceRule, Decision, Estimate, InstanceView, Reason
+
+
+def choose(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int = 0,
+) -> Decision:
+    """Pick the instance that prefills this request.
+
+    `pair` are the one or two candidates, first ring first; `others` the rest of the pool in the key's own
+    order, read only when a rule needs them; `turn` counts decisions, for `round-robin`.
+    """
+    if not pair:
+        raise EmptyPoolError("no instance takes new requests")
+    try:
+        policy = POLICIES[rule.policy]
+    except KeyError:
+        raise UnknownPolicyError(f"policy {rule.policy!r} is not one of {', '.join(POLICIES)}") from None
+    return policy(request, pair, others, rule, turn)
+
+
+def _dualmap(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int,
+) -> Decision:
+    scored = [estimate(request, view, rule) for view in pair]
+    best = min(scored, key=lambda e: e.score)
+    # 1. A candidate answers well within the SLO: stay in the pair.
+    if min(e.ttft_s for e in scored) <= rule.escape_at * request.slo_s:
+        return _from_pair(best, scored)
+    # 2. Neither does: score the pool, and leave the pair only for a clear gain.
+    outside = (estimate(request, view, rule) for view in others)
+    winner = min(outside, key=lambda e: e.score, default=best)
+    if best.score - winner.score > rule.escape_margin * request.slo_s:
+        return Decision(winner, backup=best.instance, reason=Reason.ESCAPE)
+    return _from_pair(best, scored)
+
+
+def _paper(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int,
+) -> Decision:
+    """DualMap section 3.2: affinity until the SLO is in danger, then the smaller expected TTFT."""
+    scored = [estimate(request, view, rule) for view in pair]
+    affine = min(scored, key=lambda e: (-e.owned_chunks, e.load_s))
+    if affine.ttft_s > rule.paper_factor * request.slo_s:
+        affine = min(scored, key=lambda e: e.ttft_s)
+    return _from_pair(affine, scored)
+
+
+def _round_robin(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int,
+) -> Decision:
+    views = sorted([*pair, *others], key=lambda view: view.instance)
+    view = views[turn % len(views)]
+    return Decision(estimate(request, view, rule), backup=_other(pair, view.instance), reason=Reason.POLICY)
+
+
+def _least_loaded(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int,
+) -> Decision:
+    """Fewest booked seconds of prefill work, anywhere."""
+    return _over_pool(request, pair, others, rule, lambda e: e.load_s)
+
+
+def _cache_affinity(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    turn: int,
+) -> Decision:
+    """Longest prefix anywhere, ties to the least load."""
+    return _over_pool(request, pair, others, rule, lambda e: (-e.owned_chunks, e.load_s))
+
+
+def _over_pool(
+    request: ChoiceRequest,
+    pair: Sequence[InstanceView],
+    others: Iterable[InstanceView],
+    rule: ChoiceRule,
+    key: Callable[[Estimate], float | tuple[float, ...]],
+) -> Decision:
+    """The instance of the pool with the smallest key."""
+    best = min((estimate(request, view, rule) for view in (*pair, *others)), key=key)
+    return Decision(best, backup=_other(pair, best.instance), reason=Reason.POLICY)
+
+
+def _other(pair: Sequence[InstanceView], chosen: str) -> str | None:
+    """The first candidate that is not the chosen instance."""
+    return next((view.instance for view in pair if view.instance != chosen), None)
+
+
+def _from_pair(chosen: Estimate, scored: Sequence[Estimate]) -> Decision:
+    """A decision inside the pair, with what made the difference as its reason."""
+    if len(scored) == 1:
+        return Decision(chosen, backup=None, reason=Reason.ONLY)
+    other = next(e for e in scored if e is not chosen)
+    reason = Reason.AFFINITY if chosen.owned_chunks > other.owned_chunks else Reason.LOAD
+    return Decision(chosen, backup=other.instance, reason=reason)
+
+
+Policy: TypeAlias = Callable[
+    [ChoiceRequest, Sequence[InstanceView], Iterable[InstanceView], ChoiceRule, int], Decision
+]
+"""(request, pair, others, rule, turn) -> decision."""
+
+POLICIES: dict[str, Policy] = {
+    "dualmap": _dualmap,
+    "paper": _paper,
+    "round-robin": _round_robin,
+    "least-loaded": _least_loaded,
+    "cache-affinity": _cache_affinity,
+}
+"""Every policy by the name that settings and the `x-dualmap-policy` header use."""

@@ -1,0 +1,53 @@
+"""Chunks: the canonical prompt cut into equal byte runs, each hash standing for the whole prefix up to it.
+
+A chunk hash is a *hint* for placement. Engines compare tokens, not these hashes, so a collision costs a
+bad placement and never a wrong answer; 64 bits are plenty.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import xxhash
+
+DEFAULT_CHUNK_BYTES = 2048
+"""About 512 tokens of English text: the block of the paper."""
+
+
+@lru_cache(maxsize=4096)
+def prefix_seed(pool: str, adapter: str = "", tenant: str = "", secret: str = "") -> int:
+    """The start of a hash chain: prompts under different seeds never share a chunk hash.
+
+    `tenant` is the tenant or the request's `cache_salt`; `secret` keeps outsiders from aiming prompts at
+    an instance.
+    """
+    parts = "\x00".join((pool, adapter, tenant)).encode()
+    return int.from_bytes(hashlib.blake2b(parts, key=secret.encode()[:64], digest_size=8).digest(), "big")
+
+
+def chunk_hashes(prompt: bytes, seed: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> list[int]:
+    """Chained hashes of the full chunks of a prompt; a last partial chunk is not hashed."""
+    digest = xxhash.xxh3_64_intdigest
+    view = memoryview(prompt)
+    hashes: list[int] = []
+    for start in range(0, len(prompt) - chunk_bytes + 1, chunk_bytes):
+        seed = digest(view[start : start + chunk_bytes], seed)
+        hashes.append(seed)
+    return hashes
+
+
+def short_prompt_key(prompt: bytes, seed: int) -> int:
+    """The ring key of a prompt without one full chunk: nothing is worth sharing, equal prompts still meet."""
+    return xxhash.xxh3_64_intdigest(prompt, seed)
+
+
+def owned_depth(hashes: Sequence[int], owns: Callable[[int], bool]) -> int:
+    """How many leading chunks are owned, by binary search: whoever owns a chunk owns those before it."""
+    low, high = 0, len(hashes)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if owns(hashes[middle - 1]):
+            low = middle
+        else:
+            high = middle - 1
+    return low

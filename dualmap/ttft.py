@@ -1,0 +1,216 @@
+"""Expected time to first token, and the fit of an instance's prefill speed from what it was seen to do."""
+
+import math
+from dataclasses import dataclass, replace
+
+from dualmap.types import ChoiceRequest, ChoiceRule, Estimate, InstanceView, PrefillSpeed
+
+DEFAULT_SPEED = PrefillSpeed(a_s=0.015, b_s_per_token=90e-6, c_s_per_token2=2.7e-9)
+"""What an instance is taken for until it has been seen to prefill: about 10,000 tokens a second."""
+
+_TERM_SCALE = (1.0, 1e-4, 1e-8)
+_HALF_LIFE_SAMPLES = 200.0
+_DECAY = 0.5 ** (1.0 / _HALF_LIFE_SAMPLES)
+_PRIOR_WEIGHT = 0.005
+_MIN_SAMPLE_S = 1e-4
+_FACTOR_GAIN = 0.25
+_MAX_FACTOR = 100.0
+
+
+def split_prompt(request: ChoiceRequest, owned_chunks: int) -> tuple[int, int]:
+    """(uncached, cached) tokens of a prompt; the last token is always computed, as engines do."""
+    cached = min(int(owned_chunks * request.chunk_tokens), request.prompt_tokens - 1)
+    cached = max(cached, 0)
+    return max(request.prompt_tokens - cached, 1), cached
+
+
+def estimate(request: ChoiceRequest, view: InstanceView, rule: ChoiceRule) -> Estimate:
+    """Wait, own prefill, TTFT and score of a request on one instance.
+
+    A request that meets its SLO waits for feasible work only, since the queue serves infeasible work
+    after it (`queue_order`); but a prefill that already runs is not interrupted, whatever its class. An
+    engine that holds admissions is expected to make it wait for one SLO more.
+    """
+    feasible_s, infeasible_s, blocking_s = view.feasible_s, view.infeasible_s, 0.0
+    running = view.running
+    if running is not None:
+        done_s = min(max(running.elapsed_s, 0.0), running.cost_s)
+        if running.feasible:
+            feasible_s -= done_s
+        else:
+            infeasible_s -= done_s
+            blocking_s = running.cost_s - done_s
+    feasible_s, infeasible_s = max(feasible_s, 0.0), max(infeasible_s, 0.0)
+
+    uncached, cached = split_prompt(request, view.owned_chunks)
+    own_s = view.speed.prefill_s(uncached, cached)
+    wait_s = feasible_s + blocking_s
+    feasible = wait_s + own_s <= request.slo_s and not view.held
+    if not feasible:
+        wait_s = feasible_s + infeasible_s
+    held_s = request.slo_s if view.held else 0.0
+    return Estimate(
+        instance=view.instance,
+        wait_s=wait_s + held_s,
+        own_s=own_s,
+        ttft_s=wait_s + held_s + own_s,
+        score=wait_s + held_s + (1.0 + rule.lambda_own) * own_s,
+        feasible=feasible,
+        owned_chunks=view.owned_chunks,
+        load_s=feasible_s + infeasible_s + held_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillFit:
+    """Decayed least squares of a, b, c over observed prefills; `speed` is never negative in any term.
+
+    Each sample is weighted by 1/seconds^2, so that the fit minimises the relative error: a short cached
+    prefill matters to a decision as much as a long cold one. `prior` stands in until samples outweigh it.
+    """
+
+    prior: PrefillSpeed = DEFAULT_SPEED
+    num_samples: int = 0
+    moments: tuple[float, ...] = (0.0,) * 9
+    """Upper triangle of X'WX (6 values, row by row), then X'Wy (3 values)."""
+    residual: float = 0.0
+    """Decayed mean of |predicted - observed| / observed."""
+
+    def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "PrefillFit":
+        """The fit after one more prefill of `uncached_tokens` on top of `cached_tokens`."""
+        y = max(seconds, _MIN_SAMPLE_S)
+        x = _terms(uncached_tokens, cached_tokens)
+        weight = 1.0 / (y * y)
+        m = self.moments
+        added = (
+            x[0] * x[0], x[0] * x[1], x[0] * x[2], x[1] * x[1], x[1] * x[2], x[2] * x[2],
+            x[0] * y, x[1] * y, x[2] * y,
+        )  # fmt: skip
+        moments = tuple(_DECAY * old + weight * new for old, new in zip(m, added, strict=True))
+        error = abs(self.speed.prefill_s(uncached_tokens, cached_tokens) - y) / y
+        keep = min(self.num_samples / (self.num_samples + 1.0), _DECAY)
+        return replace(
+            self,
+            num_samples=self.num_samples + 1,
+            moments=moments,
+            residual=keep * self.residual + (1.0 - keep) * min(error, 10.0),
+        )
+
+    @property
+    def speed(self) -> PrefillSpeed:
+        """The fitted speed; the prior where nothing was observed."""
+        if self.num_samples == 0:
+            return self.prior
+        prior = (
+            self.prior.a_s / _TERM_SCALE[0],
+            self.prior.b_s_per_token / _TERM_SCALE[1],
+            self.prior.c_s_per_token2 / _TERM_SCALE[2],
+        )
+        a, b, c = _solve_non_negative(self.moments, prior)
+        return PrefillSpeed(a * _TERM_SCALE[0], b * _TERM_SCALE[1], c * _TERM_SCALE[2])
+
+
+def _terms(uncached_tokens: int, cached_tokens: int) -> tuple[float, float, float]:
+    """The regressors, scaled so that typical coefficients are near one."""
+    u = float(uncached_tokens)
+    return (1.0 * _TERM_SCALE[0], u * _TERM_SCALE[1], u * (cached_tokens + u / 2) * _TERM_SCALE[2])
+
+
+def _solve_non_negative(moments: tuple[float, ...], prior: tuple[float, ...]) -> tuple[float, float, float]:
+    """Ridge solution pulled towards the prior; negative terms are pinned to zero, the rest solved again."""
+    xx = [
+        [moments[0], moments[1], moments[2]],
+        [moments[1], moments[3], moments[4]],
+        [moments[2], moments[4], moments[5]],
+    ]
+    xy = list(moments[6:9])
+    for i in range(3):
+        # The prior weighs as a small part of one sample; a term that no sample moves keeps its prior.
+        ridge = _PRIOR_WEIGHT / max(prior[i] * prior[i], 1e-6)
+        xx[i][i] += ridge
+        xy[i] += ridge * prior[i]
+    active = [0, 1, 2]
+    while active:
+        solution = _solve([[xx[i][j] for j in active] for i in active], [xy[i] for i in active])
+        worst = min(range(len(active)), key=lambda k: solution[k])
+        if solution[worst] >= 0.0:
+            result = [0.0, 0.0, 0.0]
+            for k, i in enumerate(active):
+                result[i] = solution[k]
+            return (result[0], result[1], result[2])
+        del active[worst]
+    return (0.0, 0.0, 0.0)
+
+
+def _solve(matrix: list[list[float]], rhs: list[float]) -> list[float]:
+    """Gaussian elimination with pivoting of a system of at most three equations."""
+    n = len(rhs)
+    rows = [[*matrix[i], rhs[i]] for i in range(n)]
+    for col in range(n):
+        pivot = max(range(col, n), key=lambda r: abs(rows[r][col]))
+        rows[col], rows[pivot] = rows[pivot], rows[col]
+        for r in range(col + 1, n):
+            factor = rows[r][col] / rows[col][col]
+            for k in range(col, n + 1):
+                rows[r][k] -= factor * rows[col][k]
+    solution = [0.0] * n
+    for r in reversed(range(n)):
+        known = sum(rows[r][k] * solution[k] for k in range(r + 1, n))
+        solution[r] = (rows[r][n] - known) / rows[r][r]
+    return solution
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedTracker:
+    """An instance's speed now: the long fit times a quick factor for what changed in the last few prefills.
+
+    The fit averages over hundreds of prefills, so an engine that turns tenfold slower would look healthy
+    for minutes; the factor follows within a few, and a prefill that overruns its estimate counts at once.
+    """
+
+    fit: PrefillFit = PrefillFit()
+    log_factor: float = 0.0
+
+    def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
+        """The tracker after one more finished prefill."""
+        expected_s = max(self.fit.speed.prefill_s(uncached_tokens, cached_tokens), _MIN_SAMPLE_S)
+        ratio = min(max(seconds / expected_s, 1.0 / _MAX_FACTOR), _MAX_FACTOR)
+        log_factor = self.log_factor + _FACTOR_GAIN * (math.log(ratio) - self.log_factor)
+        return SpeedTracker(self.fit.observe(uncached_tokens, cached_tokens, seconds), log_factor)
+
+    @property
+    def factor(self) -> float:
+        """How many times longer than the fit says prefills took lately."""
+        return math.exp(self.log_factor)
+
+    def speed(self, overrun: float = 1.0) -> PrefillSpeed:
+        """The speed to expect; `overrun` is elapsed over fitted seconds of a prefill that still runs."""
+        factor = max(self.factor, min(overrun, _MAX_FACTOR))
+        base = self.fit.speed
+        return PrefillSpeed(base.a_s * factor, base.b_s_per_token * factor, base.c_s_per_token2 * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRatio:
+    """Bytes per token of a pool's prompts: a decayed ratio of sums, since workers see both."""
+
+    prior: float = 4.0
+    prompt_bytes: float = 0.0
+    prompt_tokens: float = 0.0
+
+    def observe(self, prompt_bytes: int, prompt_tokens: int) -> "TokenRatio":
+        """The ratio after one more prompt."""
+        if prompt_bytes <= 0 or prompt_tokens <= 0:
+            return self
+        return replace(
+            self,
+            prompt_bytes=self.prompt_bytes * _DECAY + prompt_bytes,
+            prompt_tokens=self.prompt_tokens * _DECAY + prompt_tokens,
+        )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Measured bytes per token, the prior while nothing was seen; kept within what text can be."""
+        if self.prompt_tokens <= 0.0:
+            return self.prior
+        return min(max(self.prompt_bytes / self.prompt_tokens, 0.25), 64.0)

@@ -1,0 +1,463 @@
+-- The functions that run inside Redis 7+ or Valkey 8+: each is one atomic step on a pool's shared state.
+-- KEYS[1] is always the pool's key prefix, dm:{pool}: -- one hash tag, so one shard holds all that they touch.
+-- The estimate and the policies repeat dualmap/ttft.py and dualmap/choose.py; tests/wire/test_route_parity.py
+-- holds the two equal on random states. Charges are integer microseconds: they return to exactly zero.
+-- @SUFFIX@ is the hash of this file, so that two releases of DualMap can share one Redis.
+
+local call = redis.call
+
+local DECAY = 0.5 ^ (1.0 / 400.0)
+local SPLIT_SHARE = 0.5
+local MIN_SPLIT_COUNT = 16.0
+local ROTATE_EVERY = 2048
+local MAX_SPLITS = 1024
+local STALE_US = 5000000
+
+local function now_us()
+  local t = call('TIME')
+  return tonumber(t[1]) * 1000000 + tonumber(t[2])
+end
+
+local function hash_at(raw, i)
+  return string.sub(raw, i * 8 - 7, i * 8)
+end
+
+-- Prefix counts ------------------------------------------------------------------------------------------
+
+local function read_count(prefix, chunk, seen)
+  local packed = call('HGET', prefix .. 'keys:current', chunk) or call('HGET', prefix .. 'keys:older', chunk)
+  if not packed then return 0.0 end
+  local count, at = string.match(packed, '^(%S+) (%S+)$')
+  return tonumber(count) * DECAY ^ (seen - tonumber(at))
+end
+
+local function threshold_of(total, num_instances)
+  return math.max(MIN_SPLIT_COUNT, SPLIT_SHARE * total / math.max(num_instances, 1))
+end
+
+local function rotate(prefix, seen, threshold, version)
+  for _, chunk in ipairs(call('SMEMBERS', prefix .. 'keys:splits')) do
+    if read_count(prefix, chunk, seen) < threshold / 2 then
+      call('SREM', prefix .. 'keys:splits', chunk)
+      version = version + 1
+    end
+  end
+  call('DEL', prefix .. 'keys:older')
+  if call('EXISTS', prefix .. 'keys:current') == 1 then
+    call('RENAME', prefix .. 'keys:current', prefix .. 'keys:older')
+  end
+  return version
+end
+
+-- Counts a request along its key of `depth` chunks; mirrors PrefixCounts.observe.
+local function observe(prefix, hashes, depth, num_instances, state)
+  local seen, total, version = state.seen + 1, state.total * DECAY + 1.0, state.version
+  local threshold = threshold_of(total, num_instances)
+  if seen % ROTATE_EVERY == 0 then version = rotate(prefix, seen, threshold, version) end
+  for i = 1, depth do
+    local chunk = hash_at(hashes, i)
+    local count = read_count(prefix, chunk, seen) + 1.0
+    call('HSET', prefix .. 'keys:current', chunk, string.format('%.17g %d', count, seen))
+    if call('SISMEMBER', prefix .. 'keys:splits', chunk) == 0 then
+      if count > threshold and call('SCARD', prefix .. 'keys:splits') < MAX_SPLITS then
+        call('SADD', prefix .. 'keys:splits', chunk)
+        version = version + 1
+      end
+    elseif count < threshold / 2 then
+      call('SREM', prefix .. 'keys:splits', chunk)
+      version = version + 1
+    end
+  end
+  call('HSET', prefix .. 'keys', 'seen', seen, 'total', string.format('%.17g', total), 'version', version)
+end
+
+local function key_state(prefix)
+  local got = call('HMGET', prefix .. 'keys', 'seen', 'total', 'version')
+  return { seen = tonumber(got[1] or 0), total = tonumber(got[2] or 0), version = tonumber(got[3] or 0) }
+end
+
+-- Views and estimates ------------------------------------------------------------------------------------
+
+local function owned_depth(prefix, instance, hashes)
+  local key = prefix .. 'own:' .. instance
+  local low, high = 0, #hashes / 8
+  while low < high do
+    local middle = math.floor((low + high + 1) / 2)
+    if call('ZSCORE', key, hash_at(hashes, middle)) then low = middle else high = middle - 1 end
+  end
+  return low
+end
+
+-- perf holds {a, b, c, running router, its charge, started_us, cost_us, feasible, held, reported_us}.
+local function read_view(prefix, instance, hashes, now, speed)
+  local booked = call('HMGET', prefix .. 'charges', 'f:' .. instance, 'i:' .. instance)
+  local view = {
+    instance = instance, owned = owned_depth(prefix, instance, hashes), speed = speed, held = false,
+    feasible_s = tonumber(booked[1] or 0) / 1000000, infeasible_s = tonumber(booked[2] or 0) / 1000000,
+  }
+  local packed = call('HGET', prefix .. 'perf', instance)
+  if packed then
+    local perf = cmsgpack.unpack(packed)
+    view.speed = perf
+    if now - perf[10] <= STALE_US then
+      view.held = perf[9] == 1
+      if perf[5] ~= '' and call('HEXISTS', prefix .. 'charges:' .. perf[4], perf[5]) == 1 then
+        view.running = { elapsed_s = (now - perf[6]) / 1000000, cost_s = perf[7] / 1000000, feasible = perf[8] == 1 }
+      end
+    end
+  end
+  return view
+end
+
+local function estimate(request, view)
+  local feasible_s, infeasible_s, blocking_s = view.feasible_s, view.infeasible_s, 0.0
+  local running = view.running
+  if running then
+    local done_s = math.min(math.max(running.elapsed_s, 0.0), running.cost_s)
+    if running.feasible then
+      feasible_s = feasible_s - done_s
+    else
+      infeasible_s = infeasible_s - done_s
+      blocking_s = running.cost_s - done_s
+    end
+  end
+  feasible_s, infeasible_s = math.max(feasible_s, 0.0), math.max(infeasible_s, 0.0)
+  local cached = math.min(math.floor(view.owned * request.chunk_tokens), request.prompt_tokens - 1)
+  cached = math.max(cached, 0)
+  local uncached = math.max(request.prompt_tokens - cached, 1)
+  local attended = uncached * (cached + uncached / 2)
+  local own_s = view.speed[1] + view.speed[2] * uncached + view.speed[3] * attended
+  local wait_s = feasible_s + blocking_s
+  local feasible = wait_s + own_s <= request.slo_s and not view.held
+  if not feasible then wait_s = feasible_s + infeasible_s end
+  local held_s = view.held and request.slo_s or 0.0
+  return {
+    instance = view.instance, owned = view.owned, feasible = feasible, own_s = own_s,
+    wait_s = wait_s + held_s, ttft_s = wait_s + held_s + own_s,
+    score = wait_s + held_s + (1.0 + request.lambda_own) * own_s,
+    load_s = feasible_s + infeasible_s + held_s,
+  }
+end
+
+-- Policies -----------------------------------------------------------------------------------------------
+
+-- The first estimate with the smallest key (and, among equals, the smallest second key).
+local function smallest(list, key, second)
+  local best = list[1]
+  for i = 2, #list do
+    local e = list[i]
+    if e[key] < best[key] or (second and e[key] == best[key] and e[second] < best[second]) then best = e end
+  end
+  return best
+end
+
+local function from_pair(chosen, scored)
+  if #scored == 1 then return chosen, '', 'only' end
+  local other = scored[1] == chosen and scored[2] or scored[1]
+  return chosen, other.instance, chosen.owned > other.owned and 'affinity' or 'load'
+end
+
+local function other_of(request, chosen)
+  for _, name in ipairs(request.pair) do
+    if name ~= chosen then return name end
+  end
+  return ''
+end
+
+local policies = {}
+
+policies['dualmap'] = function(request, scored, others)
+  local best = smallest(scored, 'score')
+  if smallest(scored, 'ttft_s').ttft_s <= request.escape_at * request.slo_s then return from_pair(best, scored) end
+  local pool = others()
+  if #pool > 0 then
+    local winner = smallest(pool, 'score')
+    if best.score - winner.score > request.escape_margin * request.slo_s then
+      return winner, best.instance, 'escape'
+    end
+  end
+  return from_pair(best, scored)
+end
+
+policies['paper'] = function(request, scored)
+  for _, e in ipairs(scored) do e.unowned = -e.owned end
+  local affine = smallest(scored, 'unowned', 'load_s')
+  if affine.ttft_s > request.paper_factor * request.slo_s then affine = smallest(scored, 'ttft_s') end
+  return from_pair(affine, scored)
+end
+
+local function over_pool(request, scored, others, key, second)
+  local all = { unpack(scored) }
+  for _, e in ipairs(others()) do all[#all + 1] = e end
+  for _, e in ipairs(all) do e.unowned = -e.owned end
+  local best = smallest(all, key, second)
+  return best, other_of(request, best.instance), 'policy'
+end
+
+policies['least-loaded'] = function(request, scored, others)
+  return over_pool(request, scored, others, 'load_s')
+end
+
+policies['cache-affinity'] = function(request, scored, others)
+  return over_pool(request, scored, others, 'unowned', 'load_s')
+end
+
+policies['round-robin'] = function(request, scored, others)
+  local all = { unpack(scored) }
+  for _, e in ipairs(others()) do all[#all + 1] = e end
+  table.sort(all, function(x, y) return x.instance < y.instance end)
+  local chosen = all[request.turn % #all + 1]
+  return chosen, other_of(request, chosen.instance), 'policy'
+end
+
+-- The rest of the pool in the key's own order: rotated, without the pair.
+local function others_of(pool, start, pair)
+  local names = {}
+  for name in string.gmatch(pool, '[^\n]+') do names[#names + 1] = name end
+  local rest = {}
+  for i = 0, #names - 1 do
+    local name = names[(start + i) % #names + 1]
+    if name ~= pair[1] and name ~= pair[2] then rest[#rest + 1] = name end
+  end
+  return rest
+end
+
+-- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
+-- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
+-- Returns {'ok', instance, backup, reason, feasible, owned chunks, wait, own and TTFT in microseconds, now_us}
+-- or {'stale', version, split...} or {'overload', TTFT in microseconds}.
+local function route(keys, args)
+  local prefix, hashes = keys[1], args[2]
+  local a = cmsgpack.unpack(args[1])
+  local request = {
+    prompt_tokens = a[4], chunk_tokens = a[5], slo_s = a[6], lambda_own = a[7], escape_at = a[8],
+    escape_margin = a[9], paper_factor = a[10], pair = a[14],
+  }
+  local router, charge, policy, key_depth = a[1], a[2], a[3], a[12]
+  local count, book, start, max_ttft_s, speed = a[15], a[16], a[13], a[17], a[18]
+
+  local state = key_state(prefix)
+  if count and state.version ~= a[11] then
+    return { 'stale', state.version, unpack(call('SMEMBERS', prefix .. 'keys:splits')) }
+  end
+  local now = now_us()
+  local function estimates(names)
+    local list = {}
+    for i, name in ipairs(names) do
+      list[i] = estimate(request, read_view(prefix, name, hashes, now, speed))
+    end
+    return list
+  end
+  if policy == 'round-robin' then
+    request.turn = tonumber(call('GET', prefix .. 'turn') or 0)
+    if book then call('INCR', prefix .. 'turn') end
+  end
+  local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
+    return estimates(others_of(args[3], start, request.pair))
+  end)
+  if count then
+    local num_instances = select(2, string.gsub(args[3], '\n', '\n')) + 1
+    observe(prefix, hashes, key_depth, num_instances, state)
+  end
+  local ttft_us = math.floor(chosen.ttft_s * 1000000)
+  if max_ttft_s > 0 and chosen.ttft_s > max_ttft_s then return { 'overload', ttft_us } end
+  local own_us = math.floor(chosen.own_s * 1000000)
+  if book then
+    local class = chosen.feasible and 'f' or 'i'
+    call('HINCRBY', prefix .. 'charges', class .. ':' .. chosen.instance, own_us)
+    call('HSET', prefix .. 'charges:' .. router, charge, class .. ' ' .. own_us .. ' ' .. chosen.instance)
+  end
+  return {
+    'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
+    math.floor(chosen.wait_s * 1000000), own_us, ttft_us, now,
+  }
+end
+
+-- What a decision would see of every instance: {now_us, {name, f_us, i_us, owned chunks, perf}...}.
+local function views(keys, args)
+  local prefix, result = keys[1], { now_us() }
+  for name in string.gmatch(args[2], '[^\n]+') do
+    local booked = call('HMGET', prefix .. 'charges', 'f:' .. name, 'i:' .. name)
+    local perf = call('HGET', prefix .. 'perf', name) or ''
+    if perf ~= '' then
+      local p = cmsgpack.unpack(perf)
+      if p[5] ~= '' and call('HEXISTS', prefix .. 'charges:' .. p[4], p[5]) == 0 then
+        p[5] = ''
+        perf = cmsgpack.pack(p)
+      end
+    end
+    result[#result + 1] = {
+      name, tonumber(booked[1] or 0), tonumber(booked[2] or 0), owned_depth(prefix, name, args[1]), perf,
+    }
+  end
+  return result
+end
+
+-- Charges ------------------------------------------------------------------------------------------------
+
+local function release_one(prefix, router_key, charge)
+  local booked = call('HGET', router_key, charge)
+  if not booked then return 0 end
+  call('HDEL', router_key, charge)
+  local class, us, instance = string.match(booked, '^(%a) (%d+) (.+)$')
+  local field = class .. ':' .. instance
+  if call('HINCRBY', prefix .. 'charges', field, -tonumber(us)) == 0 then
+    call('HDEL', prefix .. 'charges', field)
+  end
+  return 1
+end
+
+-- Releases charges, each at most once: ARGV = router, charge...
+local function release(keys, args)
+  local prefix, released = keys[1], 0
+  local router_key = prefix .. 'charges:' .. args[1]
+  for i = 2, #args do released = released + release_one(prefix, router_key, args[i]) end
+  return released
+end
+
+-- Ownership ----------------------------------------------------------------------------------------------
+
+-- Marks chunks as held by an instance: ARGV = instance, generation, most chunks it can hold, hashes.
+-- Earlier chunks get the later time, so that trimming takes a prefix from its tail, as engines do.
+local function own_add(keys, args)
+  local prefix, instance, hashes = keys[1], args[1], args[4]
+  if call('HGET', prefix .. 'generations', instance) ~= args[2] then return 0 end
+  local key, now, most, n = prefix .. 'own:' .. instance, now_us(), tonumber(args[3]), #hashes / 8
+  for first = 1, n, 500 do
+    local batch = {}
+    for i = first, math.min(first + 499, n) do
+      batch[#batch + 1] = now - i
+      batch[#batch + 1] = hash_at(hashes, i)
+    end
+    call('ZADD', key, unpack(batch))
+  end
+  local over = call('ZCARD', key) - most
+  if over > 0 then call('ZREMRANGEBYRANK', key, 0, over - 1) end
+  return n
+end
+
+-- Registry -----------------------------------------------------------------------------------------------
+
+-- A worker's heartbeat: ARGV = instance, registration, generation, lease_ms. A new generation owns nothing.
+local function register(keys, args)
+  local prefix, instance = keys[1], args[1]
+  if call('HGET', prefix .. 'generations', instance) ~= args[3] then
+    call('HSET', prefix .. 'generations', instance, args[3])
+    call('DEL', prefix .. 'own:' .. instance)
+    call('HDEL', prefix .. 'perf', instance)
+  end
+  local renewed = call('EXISTS', prefix .. 'lease:instance:' .. instance) == 1
+  if call('HGET', prefix .. 'instances', instance) ~= args[2] or not renewed then
+    call('HSET', prefix .. 'instances', instance, args[2])
+    call('INCR', prefix .. 'version')
+  end
+  call('SET', prefix .. 'lease:instance:' .. instance, args[3], 'PX', args[4])
+  return tonumber(call('GET', prefix .. 'version') or 0)
+end
+
+local function forget_instance(prefix, instance)
+  call('HDEL', prefix .. 'instances', instance)
+  call('HDEL', prefix .. 'generations', instance)
+  call('HDEL', prefix .. 'perf', instance)
+  call('DEL', prefix .. 'own:' .. instance, prefix .. 'lease:instance:' .. instance)
+  call('INCR', prefix .. 'version')
+end
+
+-- A worker leaves: ARGV = instance, generation.
+local function deregister(keys, args)
+  if call('HGET', keys[1] .. 'generations', args[1]) ~= args[2] then return 0 end
+  forget_instance(keys[1], args[1])
+  return 1
+end
+
+-- {version, now_us, {instance, registration, generation, alive, perf}...}; a router's poll also renews its
+-- lease: ARGV = router or '', lease_ms.
+local function members(keys, args)
+  local prefix = keys[1]
+  if args[1] ~= '' then
+    call('SADD', prefix .. 'routers', args[1])
+    call('SET', prefix .. 'lease:router:' .. args[1], '1', 'PX', args[2])
+  end
+  local result = { tonumber(call('GET', prefix .. 'version') or 0), now_us() }
+  local flat = call('HGETALL', prefix .. 'instances')
+  for i = 1, #flat, 2 do
+    local name = flat[i]
+    result[#result + 1] = {
+      name, flat[i + 1], call('HGET', prefix .. 'generations', name) or '',
+      call('EXISTS', prefix .. 'lease:instance:' .. name), call('HGET', prefix .. 'perf', name) or '',
+    }
+  end
+  return result
+end
+
+-- Rebalancer ---------------------------------------------------------------------------------------------
+
+-- Takes or renews the lead: ARGV = who, lease_ms. Returns the fencing token, or 0 while another leads.
+local function lead(keys, args)
+  local prefix = keys[1]
+  local holder = call('GET', prefix .. 'leader')
+  if holder and holder ~= args[1] then return 0 end
+  local fence
+  if holder then fence = tonumber(call('GET', prefix .. 'fence') or 0) else fence = call('INCR', prefix .. 'fence') end
+  call('SET', prefix .. 'leader', args[1], 'PX', args[2])
+  return fence
+end
+
+-- Gives the lead up: ARGV = who.
+local function resign(keys, args)
+  if call('GET', keys[1] .. 'leader') ~= args[1] then return 0 end
+  return call('DEL', keys[1] .. 'leader')
+end
+
+local function fenced_off(prefix, fence)
+  return tonumber(call('GET', prefix .. 'fence') or 0) ~= tonumber(fence)
+end
+
+-- Folds telemetry into perf: ARGV = fence, then per instance its name, generation and msgpack
+-- {a, b, c, running router, its charge, elapsed_us, cost_us, feasible, held}. Returns -1 when deposed.
+local function fold(keys, args)
+  local prefix, now, folded = keys[1], now_us(), 0
+  if fenced_off(prefix, args[1]) then return -1 end
+  for i = 2, #args, 3 do
+    if call('HGET', prefix .. 'generations', args[i]) == args[i + 1] then
+      local perf = cmsgpack.unpack(args[i + 2])
+      perf[6] = now - perf[6]
+      perf[10] = now
+      call('HSET', prefix .. 'perf', args[i], cmsgpack.pack(perf))
+      folded = folded + 1
+    end
+  end
+  return folded
+end
+
+-- Releases the charges of routers whose lease is gone and forgets instances whose lease is gone:
+-- ARGV = fence. Returns {routers reaped, charges released, instances forgotten} or {-1, 0, 0} when deposed.
+local function reap(keys, args)
+  local prefix, routers, charges, instances = keys[1], 0, 0, 0
+  if fenced_off(prefix, args[1]) then return { -1, 0, 0 } end
+  for _, router in ipairs(call('SMEMBERS', prefix .. 'routers')) do
+    if call('EXISTS', prefix .. 'lease:router:' .. router) == 0 then
+      local router_key = prefix .. 'charges:' .. router
+      for _, charge in ipairs(call('HKEYS', router_key)) do
+        charges = charges + release_one(prefix, router_key, charge)
+      end
+      call('SREM', prefix .. 'routers', router)
+      routers = routers + 1
+    end
+  end
+  for _, instance in ipairs(call('HKEYS', prefix .. 'instances')) do
+    if call('EXISTS', prefix .. 'lease:instance:' .. instance) == 0 then
+      forget_instance(prefix, instance)
+      instances = instances + 1
+    end
+  end
+  return { routers, charges, instances }
+end
+
+for name, callback in pairs({
+  route = route, release = release, own_add = own_add, register = register, deregister = deregister,
+  lead = lead, resign = resign, fold = fold, reap = reap, members = members,
+}) do
+  redis.register_function(name .. '_@SUFFIX@', callback)
+end
+redis.register_function({ function_name = 'views_@SUFFIX@', callback = views, flags = { 'no-writes' } })

@@ -1,0 +1,231 @@
+"""Calling the Redis functions: the library's source and names, the arguments and the replies as values."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed, Reason, RunningPrefill
+from dualmap_wire.errors import WireError
+
+STALE_PERF_US = 5_000_000
+"""Telemetry older than this says nothing about what runs now; its speed is still the best guess."""
+
+
+@lru_cache(maxsize=1)
+def library() -> tuple[str, str]:
+    """(suffix, source) of the function library; the suffix is the hash of the source."""
+    template = resources.files("dualmap_wire").joinpath("redis_functions.lua").read_text(encoding="utf-8")
+    suffix = hashlib.sha256(template.encode()).hexdigest()[:10]
+    return suffix, f"#!lua name=dualmap_{suffix}\n" + template.replace("@SUFFIX@", suffix)
+
+
+@lru_cache(maxsize=64)
+def function_name(name: str) -> str:
+    """The registered name of a function in this release's library."""
+    return f"{name}_{library()[0]}"
+
+
+def pack_hashes(hashes: Sequence[int]) -> bytes:
+    """Chunk hashes as Redis members, 8 bytes each, in order."""
+    return b"".join([h.to_bytes(8, "big") for h in hashes])
+
+
+def unpack_hash(member: bytes) -> int:
+    """One chunk hash from a Redis member."""
+    return int.from_bytes(member, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCall:
+    """The arguments of `route`: what `choose` takes, and what to book under which name."""
+
+    router: str
+    charge_id: str
+    request: ChoiceRequest
+    rule: ChoiceRule
+    hashes: Sequence[int]
+    key_depth: int
+    split_version: int
+    pair: Sequence[str]
+    pool: bytes
+    """Names of the pool's instances, sorted, joined by newlines."""
+    start: int
+    """Where the key's own order of the pool begins."""
+    default_speed: PrefillSpeed
+    max_ttft_s: float = 0.0
+    """Answer `Overload` instead of booking beyond this; 0 for no bound."""
+    count: bool = True
+    """Count the request along its key; false for a resubmission or a dry run."""
+    book: bool = True
+
+    def args(self) -> tuple[bytes, bytes, bytes]:
+        """ARGV of the function."""
+        request, rule, speed = self.request, self.rule, self.default_speed
+        packed = _encode(
+            (
+                self.router,
+                self.charge_id,
+                rule.policy,
+                request.prompt_tokens,
+                request.chunk_tokens,
+                request.slo_s,
+                rule.lambda_own,
+                rule.escape_at,
+                rule.escape_margin,
+                rule.paper_factor,
+                self.split_version,
+                self.key_depth,
+                self.start,
+                self.pair,
+                self.count,
+                self.book,
+                self.max_ttft_s,
+                (speed.a_s, speed.b_s_per_token, speed.c_s_per_token2),
+            )
+        )
+        return packed, pack_hashes(self.hashes), self.pool
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A decision that is booked."""
+
+    instance: str
+    backup: str | None
+    reason: Reason
+    feasible: bool
+    owned_chunks: int
+    wait_s: float
+    own_s: float
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StaleSplits:
+    """The router's split set is old: take this one and ask again."""
+
+    version: int
+    splits: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """Nothing booked: even the chosen instance would answer after the bound."""
+
+    ttft_s: float
+
+
+def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
+    """The reply of `route` as a value."""
+    try:
+        kind = reply[0]
+        if kind == b"ok":
+            _, instance, backup, reason, feasible, owned, wait_us, own_us, ttft_us, _now = reply
+            return Routed(
+                instance=instance.decode(),
+                backup=backup.decode() or None,
+                reason=Reason(reason.decode()),
+                feasible=feasible == 1,
+                owned_chunks=owned,
+                wait_s=wait_us / 1e6,
+                own_s=own_us / 1e6,
+                ttft_s=ttft_us / 1e6,
+            )
+        if kind == b"stale":
+            return StaleSplits(reply[1], frozenset(unpack_hash(member) for member in reply[2:]))
+        if kind == b"overload":
+            return Overload(reply[1] / 1e6)
+    except (IndexError, TypeError, ValueError, AttributeError) as exc:
+        raise WireError(f"route answered {reply!r:.200}") from exc
+    raise WireError(f"route answered {kind!r:.40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Perf:
+    """What `perf` holds of one instance."""
+
+    speed: PrefillSpeed
+    running_router: str
+    running_charge: str
+    """The booked charge of the prefill at the engine's head; empty for none."""
+    started_us: int
+    """On the Redis server's clock; as an argument of `fold`, the microseconds since."""
+    cost_us: int
+    feasible: bool
+    held: bool
+    reported_us: int = 0
+
+    def pack(self) -> bytes:
+        """As the functions read it."""
+        speed = self.speed
+        return _encode(
+            (
+                speed.a_s,
+                speed.b_s_per_token,
+                speed.c_s_per_token2,
+                self.running_router,
+                self.running_charge,
+                self.started_us,
+                self.cost_us,
+                int(self.feasible),
+                int(self.held),
+                self.reported_us,
+            )
+        )
+
+
+def parse_perf(packed: bytes) -> Perf | None:
+    """`perf` of one instance; None where nothing was reported yet."""
+    if not packed:
+        return None
+    try:
+        a, b, c, router, charge, started_us, cost_us, feasible, held, reported_us = _decode(packed)
+        speed = PrefillSpeed(float(a), float(b), float(c))
+        return Perf(speed, router, charge, started_us, cost_us, feasible == 1, held == 1, reported_us)
+    except (ValueError, TypeError, msgspec.DecodeError) as exc:
+        raise WireError(f"perf holds {packed!r:.100}") from exc
+
+
+def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
+    """The reply of `views` as `choose` takes it."""
+    now_us = reply[0]
+    return [
+        instance_view(name.decode(), f_us, i_us, owned, parse_perf(packed), now_us, default_speed)
+        for name, f_us, i_us, owned, packed in reply[1:]
+    ]
+
+
+def instance_view(
+    instance: str,
+    feasible_us: int,
+    infeasible_us: int,
+    owned_chunks: int,
+    perf: Perf | None,
+    now_us: int,
+    default_speed: PrefillSpeed,
+) -> InstanceView:
+    """One instance's view from its charges, its ownership and its telemetry."""
+    running, held = None, False
+    if perf is not None and now_us - perf.reported_us <= STALE_PERF_US:
+        held = perf.held
+        if perf.running_charge:
+            elapsed_s = (now_us - perf.started_us) / 1e6
+            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible)
+    return InstanceView(
+        instance=instance,
+        feasible_s=feasible_us / 1e6,
+        infeasible_s=infeasible_us / 1e6,
+        owned_chunks=owned_chunks,
+        speed=perf.speed if perf is not None else default_speed,
+        running=running,
+        held=held,
+    )

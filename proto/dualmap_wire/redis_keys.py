@@ -1,0 +1,75 @@
+"""Every Redis key of a pool. One hash tag per pool places all of them on one shard of a Cluster.
+
+| key | type | holds | writer | life |
+|---|---|---|---|---|
+| instances | hash | instance -> registration (JSON) | worker | until its lease is reaped |
+| generations | hash | instance -> generation | worker | as above |
+| lease:instance:<i>, lease:router:<r> | string | its holder is alive | worker, router | 3 s, renewed each second |
+| version | counter | bumped when membership or a registration changes | functions | for ever |
+| routers | set | routers that may have charges | router | until reaped |
+| charges | hash | f:<i> / i:<i> -> booked microseconds, feasible and infeasible | functions | zero when idle |
+| charges:<r> | hash | charge id -> class, microseconds, instance | functions | until released or reaped |
+| perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |
+| own:<i> | sorted set | chunk hash -> last use, microseconds | router (expected), rebalancer (confirmed) | dies with the generation |
+| keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits | route function | bounded by count |
+| turn | counter | decisions of `round-robin` | route function | for ever |
+| leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
+| stats | hash | moves, reaps, folds | rebalancer | for ever |
+"""
+
+LEASE_MS = 3000
+HEARTBEAT_S = 1.0
+
+
+class PoolKeys:
+    """The keys of one pool."""
+
+    __slots__ = ("prefix",)
+
+    def __init__(self, pool: str) -> None:
+        self.prefix = f"dm:{{{pool}}}:"
+
+    def key(self, *parts: str) -> str:
+        """A key of this pool: `key("own", "w1")` is `dm:{pool}:own:w1`."""
+        return self.prefix + ":".join(parts)
+
+    @property
+    def instances(self) -> str:
+        """Instance -> registration."""
+        return self.key("instances")
+
+    @property
+    def charges(self) -> str:
+        """Booked microseconds per instance and class."""
+        return self.key("charges")
+
+    def router_charges(self, router: str) -> str:
+        """Charge id -> class, microseconds, instance."""
+        return self.key("charges", router)
+
+    @property
+    def perf(self) -> str:
+        """Instance -> speed and running prefill."""
+        return self.key("perf")
+
+    def own(self, instance: str) -> str:
+        """Chunk hashes that an instance holds, by last use."""
+        return self.key("own", instance)
+
+    @property
+    def routers(self) -> str:
+        """Routers that may have charges."""
+        return self.key("routers")
+
+    def router_lease(self, router: str) -> str:
+        """Lives while the router does."""
+        return self.key("lease", "router", router)
+
+    def instance_lease(self, instance: str) -> str:
+        """Lives while the instance's worker does."""
+        return self.key("lease", "instance", instance)
+
+    @property
+    def stats(self) -> str:
+        """Counters of the rebalancer."""
+        return self.key("stats")

@@ -1,0 +1,120 @@
+"""What workers publish over ZeroMQ and what they register in Redis. Durations are seconds; no clock is shared.
+
+Frames on the PUB socket: [topic, sequence (8 bytes, big-endian), msgpack payload]. The sequence counts the
+messages of one generation of a worker, so that a subscriber sees a gap and a restart.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from dualmap.types import PrefillSpeed
+from dualmap_wire.errors import WireError
+
+QUEUE_TOPIC = b"dualmap.queue"
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance as its worker registers it in `instances`."""
+
+    instance: str
+    pool: str
+    model: str
+    grpc_address: str
+    telemetry_address: str
+    generation: int
+    weight: float = 1.0
+    state: str = "active"
+    """`active`, or `draining`: no new keys, no moves to it."""
+    kv_tokens: int = 0
+    """Tokens that the engine's KV cache holds; 0 for unknown."""
+    adapters: tuple[str, ...] = ()
+    max_model_len: int = 0
+    bytes_per_token: float = 4.0
+
+
+class RunningReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The prefill at the engine's head."""
+
+    router: str
+    charge_id: str
+    elapsed_s: float
+    cost_s: float
+    feasible: bool
+
+
+class QueuedReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One request in the admission queue."""
+
+    request_id: str
+    waited_s: float
+    own_s: float
+    slo_s: float
+    prompt_tokens: int
+    cached_tokens: int = 0
+    priority: int = 0
+    feasible: bool = True
+    movable: bool = True
+    backup: str = ""
+    backup_cached_tokens: int = 0
+
+
+class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's state, ten times a second and when its queue changes."""
+
+    instance: str
+    pool: str
+    generation: int
+    state: str
+    speed: tuple[float, float, float]
+    """a, b, c of `PrefillSpeed`, with what changed lately."""
+    fit_samples: int
+    fit_residual: float
+    bytes_per_token: float
+    busy_s: float
+    held: bool
+    queued_total: int
+    queued: tuple[QueuedReport, ...]
+    """In serving order, cut to a bound: `queued_total` is the truth."""
+    running: RunningReport | None = None
+    engine_running: int = 0
+    engine_waiting: int = 0
+    kv_use: float = 0.0
+
+    @property
+    def prefill_speed(self) -> PrefillSpeed:
+        """`speed` as the core takes it."""
+        return PrefillSpeed(*self.speed)
+
+
+_T = TypeVar("_T")
+_report_decoder = msgspec.msgpack.Decoder(QueueReport)
+_registration_decoder = msgspec.json.Decoder(Registration)
+
+
+def encode_report(report: QueueReport) -> bytes:
+    """The payload of a `queue` message."""
+    return msgspec.msgpack.encode(report)
+
+
+def decode_report(payload: bytes) -> QueueReport:
+    """A `queue` message's payload; WireError for anything else."""
+    return _decoded(_report_decoder.decode, payload)
+
+
+def encode_registration(registration: Registration) -> bytes:
+    """A registration as `instances` holds it."""
+    return msgspec.json.encode(registration)
+
+
+def decode_registration(payload: bytes) -> Registration:
+    """A registration from `instances`; WireError for anything else."""
+    return _decoded(_registration_decoder.decode, payload)
+
+
+def _decoded(decode: Callable[[bytes], _T], payload: bytes) -> _T:
+    try:
+        return decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise WireError(f"not a message of this release: {exc}") from exc

@@ -1,0 +1,90 @@
+"""Child processes that never outlive their parent, whatever way the parent ends."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with(parent_pid: int) -> None:
+    """In the child before exec: ask the kernel for SIGKILL when the parent goes."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+class Child:
+    """A started child process. Start children from the main thread: the kernel watches that thread."""
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path | None) -> None:
+        self.process = process
+        self.name = name
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def log_tail(self, max_bytes: int = 2000) -> str:
+        """The end of what it printed; empty where output was not kept."""
+        if self.log is None or not self.log.exists():
+            return ""
+        return self.log.read_bytes()[-max_bytes:].decode(errors="replace")
+
+    async def wait(self, timeout_s: float) -> int | None:
+        """Its exit status, or None while it still runs after `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.running:
+            if loop.time() >= deadline:
+                return None
+            await asyncio.sleep(0.02)
+        return self.process.returncode
+
+    async def stop(self, grace_s: float = 5.0) -> int:
+        """SIGTERM, then SIGKILL after `grace_s`; returns the exit status."""
+        if self.running:
+            self.process.terminate()
+            if await self.wait(grace_s) is None:
+                self.process.kill()
+        return self.process.wait()
+
+
+def start_child(
+    argv: Sequence[str],
+    name: str,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Child:
+    """Start `argv`; its output goes to `log`, or nowhere. `env` is added to this process's environment."""
+    parent_pid = os.getpid()
+    sink = log.open("ab") if log is not None else None
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=sink or subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            # Its own group: Ctrl-C reaches the parent only, which stops its children in order.
+            process_group=0,
+            preexec_fn=lambda: _die_with(parent_pid),
+        )
+    finally:
+        if sink is not None:
+            sink.close()
+    return Child(process, name, log)
