@@ -1,0 +1,118 @@
+"""The registry: workers hold a lease per instance; routers and the rebalancer watch the membership."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dualmap_wire.errors import WireError
+from dualmap_wire.redis_functions import Perf, parse_perf
+from dualmap_wire.redis_keys import LEASE_MS, PoolKeys
+from dualmap_wire.telemetry import Registration, decode_registration, encode_registration
+
+from dualmap_service.errors import StoreError
+from dualmap_service.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An instance as the registry knows it."""
+
+    registration: Registration
+    alive: bool
+    perf: Perf | None
+
+    @property
+    def takes_new_keys(self) -> bool:
+        """Whether the rings may offer it."""
+        return self.alive and self.registration.state == "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The pool at one moment."""
+
+    version: int = -1
+    members: Mapping[str, Member] = field(default_factory=dict)
+    now_us: int = 0
+    """The Redis server's clock when this was read."""
+
+
+class Lease:
+    """A worker's registration, renewed until it is given up."""
+
+    def __init__(self, store: Store, registration: Registration) -> None:
+        self._store = store
+        self._keys = PoolKeys(registration.pool)
+        self.registration = registration
+
+    async def renew(self) -> bool:
+        """Register or renew; false while the store is away (the next try repairs it)."""
+        registration = self.registration
+        try:
+            await self._store.function(
+                "register",
+                self._keys.prefix,
+                registration.instance,
+                encode_registration(registration),
+                str(registration.generation),
+                LEASE_MS,
+            )
+        except StoreError as exc:
+            log.warning("registry.lease_not_renewed", extra={"error": str(exc)})
+            return False
+        return True
+
+    async def drop(self) -> None:
+        """Leave the pool."""
+        registration = self.registration
+        try:
+            await self._store.function(
+                "deregister", self._keys.prefix, registration.instance, str(registration.generation)
+            )
+        except StoreError as exc:
+            log.warning("registry.lease_not_dropped", extra={"error": str(exc)})
+
+
+class MembershipWatch:
+    """The last known membership, read again and again; an outage leaves it as it was."""
+
+    def __init__(self, store: Store, pool: str, router: str = "") -> None:
+        """`router` names the router whose own lease each poll renews; empty for other services."""
+        self._store = store
+        self._keys = PoolKeys(pool)
+        self._router = router
+        self.current = Membership()
+        self.on_change: list[Callable[[Membership], None]] = []
+        """Called when an instance came, left, changed state or changed generation."""
+
+    async def poll(self) -> bool:
+        """Read the membership once; false while the store is away."""
+        try:
+            reply = await self._store.function("members", self._keys.prefix, self._router, LEASE_MS)
+        except StoreError:
+            return False
+        members: dict[str, Member] = {}
+        for name, packed, _generation, alive, perf in reply[2:]:
+            try:
+                members[name.decode()] = Member(decode_registration(packed), alive == 1, parse_perf(perf))
+            except WireError as exc:
+                log.warning("registry.bad_entry", extra={"instance": repr(name), "error": str(exc)})
+        before, self.current = self.current, Membership(reply[0], members, reply[1])
+        if _shape(before) != _shape(self.current):
+            for callback in self.on_change:
+                callback(self.current)
+        return True
+
+    async def run(self, period_s: float) -> None:
+        """Poll for ever."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(period_s)
+
+
+def _shape(membership: Membership) -> dict[str, tuple[object, ...]]:
+    """What a change of is worth telling."""
+    return {name: (member.registration, member.alive) for name, member in membership.members.items()}

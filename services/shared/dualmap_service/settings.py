@@ -1,0 +1,127 @@
+"""Settings: one frozen object per service, built once from defaults, the environment and flags.
+
+A field `port` of the router's settings is read from `DUALMAP_ROUTER_PORT`; the fields of `SharedSettings`
+also from `DUALMAP_PORT`-like names without the service. An unknown name or a bad value stops the start and
+names itself, with the nearest known name.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from dualmap_service.errors import SettingsError
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+SERVICES = ("router", "worker", "rebalancer")
+_SECRETS = ("secret", "password", "token", "api_key")
+
+
+class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every service is told."""
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey: redis://, rediss:// (TLS) or unix://, with user and password as needed."""
+    pool: str = "default"
+    """The instances that serve one model; part of every Redis key."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    log_format: str = "json"
+    """json, or text for a terminal."""
+
+
+T = TypeVar("T", bound=SharedSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """Settings, and for each field where its value came from."""
+
+    settings: T
+    origins: Mapping[str, str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(name, value, origin) of every field; secrets and passwords in URLs are masked."""
+        rows = []
+        for field in msgspec.structs.fields(type(self.settings)):
+            value = _masked(field.name, getattr(self.settings, field.name))
+            rows.append((field.name, value, self.origins[field.name]))
+        return rows
+
+
+def load_settings(
+    kind: type[T], service: str, environ: Mapping[str, str], flags: Mapping[str, Any] | None = None
+) -> Loaded[T]:
+    """Build a service's settings; later sources win: default, shared variable, service variable, flag.
+
+    Raises SettingsError naming the setting that is unknown or wrong.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    shared = {field.name for field in msgspec.structs.fields(SharedSettings)}
+    _reject_unknown(environ, service, set(fields), shared)
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(fields, "default")
+    for name, field in fields.items():
+        names = [f"DUALMAP_{service}_{name}".upper()]
+        if name in shared:
+            names.insert(0, f"DUALMAP_{name}".upper())
+        for variable in names:
+            if variable in environ:
+                values[name] = _convert(environ[variable], field.type, variable)
+                origins[name] = variable
+        flag = (flags or {}).get(name)
+        if flag is not None:
+            label = "--" + name.replace("_", "-")
+            values[name] = _convert(flag, field.type, label)
+            origins[name] = label
+    unknown = set(flags or {}) - set(fields)
+    if unknown:
+        raise SettingsError(f"unknown setting {sorted(unknown)[0]!r}{_nearest(sorted(unknown)[0], fields)}")
+    return Loaded(kind(**values), origins)
+
+
+def _reject_unknown(environ: Mapping[str, str], service: str, fields: set[str], shared: set[str]) -> None:
+    """Every DUALMAP_ variable must be one that some service reads."""
+    own = {f"DUALMAP_{service}_{name}".upper() for name in fields}
+    common = {f"DUALMAP_{name}".upper() for name in shared}
+    others = tuple(f"DUALMAP_{other}_".upper() for other in SERVICES if other != service)
+    for variable in sorted(environ):
+        if not variable.startswith("DUALMAP_") or variable in own | common:
+            continue
+        if variable.startswith(others):
+            continue
+        raise SettingsError(f"unknown setting {variable}{_nearest(variable, own | common)}")
+
+
+def _nearest(name: str, known: "set[str] | Mapping[str, Any]") -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _convert(value: Any, kind: Any, label: str) -> Any:
+    """A value as its field's type; a comma-separated string for a tuple."""
+    if isinstance(value, str) and getattr(kind, "__origin__", None) is tuple:
+        value = [part for part in value.split(",") if part]
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(f"{label}: {exc} (got {value!r})") from exc
+
+
+def _masked(name: str, value: Any) -> str:
+    """A value fit to print."""
+    if any(word in name for word in _SECRETS):
+        return "(set)" if value else "(not set)"
+    if isinstance(value, str) and "://" in value and "@" in value:
+        scheme, _, rest = value.partition("://")
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return str(value)
