@@ -103,7 +103,8 @@ class Store:
     # Connection
 
     def _send(self, args: tuple[str | bytes | int | float, ...], future: asyncio.Future[Any]) -> None:
-        self._outgoing.append(hiredis.pack_command(args)  # type: ignore[arg-type] - its stub wants exactly one argument)
+        # The stub describes a tuple of one.
+        self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append(future)
         self._flush.set()
 
