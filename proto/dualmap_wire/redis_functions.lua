@@ -202,18 +202,17 @@ policies['cache-affinity'] = function(request, scored, others)
   return over_pool(request, scored, others, 'unowned', 'load_s')
 end
 
+-- The pool comes sorted; sorting here would follow the server's locale.
 policies['round-robin'] = function(request, scored, others)
-  local all = { unpack(scored) }
+  local all, name = { unpack(scored) }, request.names[request.turn % #request.names + 1]
   for _, e in ipairs(others()) do all[#all + 1] = e end
-  table.sort(all, function(x, y) return x.instance < y.instance end)
-  local chosen = all[request.turn % #all + 1]
-  return chosen, other_of(request, chosen.instance), 'policy'
+  for _, e in ipairs(all) do
+    if e.instance == name then return e, other_of(request, name), 'policy' end
+  end
 end
 
 -- The rest of the pool in the key's own order: rotated, without the pair.
-local function others_of(pool, start, pair)
-  local names = {}
-  for name in string.gmatch(pool, '[^\n]+') do names[#names + 1] = name end
+local function others_of(names, start, pair)
   local rest = {}
   for i = 0, #names - 1 do
     local name = names[(start + i) % #names + 1]
@@ -221,6 +220,30 @@ local function others_of(pool, start, pair)
   end
   return rest
 end
+
+-- Charges ------------------------------------------------------------------------------------------------
+
+local function release_one(prefix, router_key, charge)
+  local booked = call('HGET', router_key, charge)
+  if not booked then return 0 end
+  call('HDEL', router_key, charge)
+  local class, us, instance = string.match(booked, '^(%a) (%d+) (.+)$')
+  local field = class .. ':' .. instance
+  if call('HINCRBY', prefix .. 'charges', field, -tonumber(us)) == 0 then
+    call('HDEL', prefix .. 'charges', field)
+  end
+  return 1
+end
+
+-- Releases charges, each at most once: ARGV = router, charge...
+local function release(keys, args)
+  local prefix, released = keys[1], 0
+  local router_key = prefix .. 'charges:' .. args[1]
+  for i = 2, #args do released = released + release_one(prefix, router_key, args[i]) end
+  return released
+end
+
+-- Route --------------------------------------------------------------------------------------------------
 
 -- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
 -- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
@@ -231,8 +254,9 @@ local function route(keys, args)
   local a = cmsgpack.unpack(args[1])
   local request = {
     prompt_tokens = a[4], chunk_tokens = a[5], slo_s = a[6], lambda_own = a[7], escape_at = a[8],
-    escape_margin = a[9], paper_factor = a[10], pair = a[14],
+    escape_margin = a[9], paper_factor = a[10], pair = a[14], names = {},
   }
+  for name in string.gmatch(args[3], '[^\n]+') do request.names[#request.names + 1] = name end
   local router, charge, policy, key_depth = a[1], a[2], a[3], a[12]
   local count, book, start, max_ttft_s, speed = a[15], a[16], a[13], a[17], a[18]
 
@@ -253,19 +277,23 @@ local function route(keys, args)
     if book then call('INCR', prefix .. 'turn') end
   end
   local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
-    return estimates(others_of(args[3], start, request.pair))
+    return estimates(others_of(request.names, start, request.pair))
   end)
   if count then
-    local num_instances = select(2, string.gsub(args[3], '\n', '\n')) + 1
-    observe(prefix, hashes, key_depth, num_instances, state)
+    observe(prefix, hashes, key_depth, #request.names, state)
   end
   local ttft_us = math.floor(chosen.ttft_s * 1000000)
   if max_ttft_s > 0 and chosen.ttft_s > max_ttft_s then return { 'overload', ttft_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
   if book then
     local class = chosen.feasible and 'f' or 'i'
+    local router_key = prefix .. 'charges:' .. router
+    -- Booking a charge again replaces it: a repeated call must not leave seconds that nobody releases.
+    release_one(prefix, router_key, charge)
     call('HINCRBY', prefix .. 'charges', class .. ':' .. chosen.instance, own_us)
-    call('HSET', prefix .. 'charges:' .. router, charge, class .. ' ' .. own_us .. ' ' .. chosen.instance)
+    call('HSET', router_key, charge, class .. ' ' .. own_us .. ' ' .. chosen.instance)
+    -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
+    if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
   end
   return {
     'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
@@ -291,28 +319,6 @@ local function views(keys, args)
     }
   end
   return result
-end
-
--- Charges ------------------------------------------------------------------------------------------------
-
-local function release_one(prefix, router_key, charge)
-  local booked = call('HGET', router_key, charge)
-  if not booked then return 0 end
-  call('HDEL', router_key, charge)
-  local class, us, instance = string.match(booked, '^(%a) (%d+) (.+)$')
-  local field = class .. ':' .. instance
-  if call('HINCRBY', prefix .. 'charges', field, -tonumber(us)) == 0 then
-    call('HDEL', prefix .. 'charges', field)
-  end
-  return 1
-end
-
--- Releases charges, each at most once: ARGV = router, charge...
-local function release(keys, args)
-  local prefix, released = keys[1], 0
-  local router_key = prefix .. 'charges:' .. args[1]
-  for i = 2, #args do released = released + release_one(prefix, router_key, args[i]) end
-  return released
 end
 
 -- Ownership ----------------------------------------------------------------------------------------------
@@ -393,12 +399,16 @@ end
 -- Rebalancer ---------------------------------------------------------------------------------------------
 
 -- Takes or renews the lead: ARGV = who, lease_ms. Returns the fencing token, or 0 while another leads.
+-- Tokens follow the clock, so that they also grow across a flush: workers refuse a smaller one for ever.
 local function lead(keys, args)
   local prefix = keys[1]
   local holder = call('GET', prefix .. 'leader')
   if holder and holder ~= args[1] then return 0 end
-  local fence
-  if holder then fence = tonumber(call('GET', prefix .. 'fence') or 0) else fence = call('INCR', prefix .. 'fence') end
+  local fence = tonumber(call('GET', prefix .. 'fence') or 0)
+  if not holder or fence == 0 then
+    fence = math.max(fence + 1, now_us())
+    call('SET', prefix .. 'fence', string.format('%d', fence))
+  end
   call('SET', prefix .. 'leader', args[1], 'PX', args[2])
   return fence
 end
@@ -410,7 +420,7 @@ local function resign(keys, args)
 end
 
 local function fenced_off(prefix, fence)
-  return tonumber(call('GET', prefix .. 'fence') or 0) ~= tonumber(fence)
+  return tonumber(fence) == 0 or tonumber(call('GET', prefix .. 'fence') or 0) ~= tonumber(fence)
 end
 
 -- Folds telemetry into perf: ARGV = fence, then per instance its name, generation and msgpack

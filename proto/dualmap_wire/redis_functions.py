@@ -92,7 +92,7 @@ class RouteCall:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
+_decode_perf = msgspec.msgpack.Decoder(tuple[float, float, float, str, str, int, int, int, int, int]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
             return StaleSplits(reply[1], frozenset(unpack_hash(member) for member in reply[2:]))
         if kind == b"overload":
             return Overload(reply[1] / 1e6)
-    except (IndexError, TypeError, ValueError, AttributeError) as exc:
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
 
@@ -188,20 +188,23 @@ def parse_perf(packed: bytes) -> Perf | None:
     if not packed:
         return None
     try:
-        a, b, c, router, charge, started_us, cost_us, feasible, held, reported_us = _decode(packed)
-        speed = PrefillSpeed(float(a), float(b), float(c))
-        return Perf(speed, router, charge, started_us, cost_us, feasible == 1, held == 1, reported_us)
+        a, b, c, router, charge, started_us, cost_us, feasible, held, reported_us = _decode_perf(packed)
     except (ValueError, TypeError, msgspec.DecodeError) as exc:
         raise WireError(f"perf holds {packed!r:.100}") from exc
+    speed = PrefillSpeed(a, b, c)
+    return Perf(speed, router, charge, started_us, cost_us, feasible == 1, held == 1, reported_us)
 
 
 def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
     """The reply of `views` as `choose` takes it."""
-    now_us = reply[0]
-    return [
-        instance_view(name.decode(), f_us, i_us, owned, parse_perf(packed), now_us, default_speed)
-        for name, f_us, i_us, owned, packed in reply[1:]
-    ]
+    try:
+        now_us = reply[0]
+        return [
+            instance_view(name.decode(), f_us, i_us, owned, parse_perf(packed), now_us, default_speed)
+            for name, f_us, i_us, owned, packed in reply[1:]
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        raise WireError(f"views answered {reply!r:.200}") from exc
 
 
 def instance_view(

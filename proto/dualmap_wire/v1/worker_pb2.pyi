@@ -234,6 +234,7 @@ class Event(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     MOVED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PREFILLED_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     data: _builtins.bytes
     @_builtins.property
@@ -244,6 +245,8 @@ class Event(_message.Message):
     def moved(self) -> Global___Moved: ...
     @_builtins.property
     def failed(self) -> Global___Failed: ...
+    @_builtins.property
+    def prefilled(self) -> Global___Prefilled: ...
     def __init__(
         self,
         *,
@@ -253,20 +256,42 @@ class Event(_message.Message):
         end: Global___End | None = ...,
         moved: Global___Moved | None = ...,
         failed: Global___Failed | None = ...,
+        prefilled: Global___Prefilled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "failed", b"failed", "head", b"head", "moved", b"moved", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "failed", b"failed", "head", b"head", "moved", b"moved", "prefilled", b"prefilled", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "failed", b"failed", "head", b"head", "moved", b"moved", "stream", b"stream", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "failed", b"failed", "head", b"head", "moved", b"moved", "prefilled", b"prefilled", "stream", b"stream", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["head", "data", "end", "moved", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["head", "data", "end", "moved", "failed", "prefilled"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
+class Prefilled(_message.Message):
+    """An answer that is not streamed shows no first token: the worker's estimate says that its prefill is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUED_S_FIELD_NUMBER: _builtins.int
+    queued_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        queued_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queued_s", b"queued_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
+
+@_typing.final
 class Head(_message.Message):
-    """Status and headers of the engine's answer; the prefill is done when this arrives."""
+    """Status and headers of the engine's answer, held until its first body byte: the prefill is done by then."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

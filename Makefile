@@ -1,0 +1,61 @@
+# `make demo` and `make test` set everything up; `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WIRE := proto/dualmap_wire/v1
+
+.DEFAULT_GOAL := help
+
+help: ## list the tasks
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DualMap needs Python 3.11 or newer; set PYTHON=")'
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+setup: $(READY) ## install what is locked into .venv
+
+demo: $(READY) ## the whole system on this machine, with a workload and a summary (ARGS='--json')
+	@$(BIN)/dualmap demo $(ARGS)
+
+up: $(READY) ## the same system, left running
+	@$(BIN)/dualmap up $(ARGS)
+
+test: $(READY) ## every test that needs Python only
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## ruff, mypy --strict, import rules, generated code up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(MAKE) --no-print-directory check-proto
+
+proto: $(READY) ## generate the protobuf code
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto \
+	  --mypy_out=quiet:proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(WIRE)/*.proto
+
+check-proto: $(READY) ## fail if the generated code is not what the .proto files say
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(BIN)/python -m grpc_tools.protoc -I proto \
+	  --python_out="$$out" --grpc_python_out="$$out" --mypy_out=quiet:"$$out" \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(WIRE)/*.proto \
+	  && for f in "$$out"/dualmap_wire/v1/*; do diff -u $(WIRE)/$$(basename $$f) $$f || { echo "run make proto"; exit 1; }; done \
+	  && echo "generated code is up to date"
+
+bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
+	@$(BIN)/python -m bench.router $(ARGS)
+
+lock: $(READY) ## pin the newest versions that pyproject.toml allows (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  pyproject.toml -o requirements/dev.lock
+
+clean: ## remove what make made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+.PHONY: help setup demo up test check proto check-proto bench-router lock clean
