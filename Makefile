@@ -39,12 +39,12 @@ check: $(READY) ## ruff, mypy --strict, import rules, generated code up to date
 
 proto: $(READY) ## generate the protobuf code
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto \
-	  --mypy_out=quiet:proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(WIRE)/*.proto
+	  --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $(WIRE)/*.proto
 
 check-proto: $(READY) ## fail if the generated code is not what the .proto files say
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(BIN)/python -m grpc_tools.protoc -I proto \
-	  --python_out="$$out" --grpc_python_out="$$out" --mypy_out=quiet:"$$out" \
-	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy $(WIRE)/*.proto \
+	  --python_out="$$out" --grpc_python_out="$$out" --mypy_out=quiet:"$$out" --mypy_grpc_out=quiet:"$$out" \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc $(WIRE)/*.proto \
 	  && for f in "$$out"/dualmap_wire/v1/*; do diff -u $(WIRE)/$$(basename $$f) $$f || { echo "run make proto"; exit 1; }; done \
 	  && echo "generated code is up to date"
 

@@ -21,7 +21,9 @@ def prefix_seed(pool: str, adapter: str = "", tenant: str = "", secret: str = ""
     `tenant` is the tenant or the request's `cache_salt`; `secret` keeps outsiders from aiming prompts at
     an instance.
     """
-    parts = "\x00".join((pool, adapter, tenant)).encode()
+    # Lengths, not separators: a tenant's salt may hold any character, also a separator.
+    raw = (part.encode() for part in (pool, adapter, tenant))
+    parts = b"".join(len(part).to_bytes(4, "big") + part for part in raw)
     return int.from_bytes(hashlib.blake2b(parts, key=secret.encode()[:64], digest_size=8).digest(), "big")
 
 

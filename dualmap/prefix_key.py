@@ -53,10 +53,12 @@ class PrefixCounts:
         self.seen += 1
         self.total = self.total * DECAY + 1.0
         version = self.version
+        # A request counts along the key it was routed by, whatever is unsplit below.
+        depth = key_depth(hashes, self.splits)
         if self.seen % ROTATE_EVERY == 0:
             self._rotate(num_instances)
         threshold = split_threshold(self.total, num_instances)
-        for chunk in hashes[: key_depth(hashes, self.splits)]:
+        for chunk in hashes[:depth]:
             count = self._count(chunk) + 1.0
             self.current[chunk] = (count, self.seen)
             if chunk not in self.splits:

@@ -124,6 +124,7 @@ def _solve_non_negative(moments: tuple[float, ...], prior: tuple[float, ...]) ->
         [moments[2], moments[4], moments[5]],
     ]
     xy = list(moments[6:9])
+    prior = _scaled(prior, xx, xy)
     for i in range(3):
         # The prior weighs as a small part of one sample; a term that no sample moves keeps its prior.
         ridge = _PRIOR_WEIGHT / max(prior[i] * prior[i], 1e-6)
@@ -140,6 +141,16 @@ def _solve_non_negative(moments: tuple[float, ...], prior: tuple[float, ...]) ->
             return (result[0], result[1], result[2])
         del active[worst]
     return (0.0, 0.0, 0.0)
+
+
+def _scaled(prior: tuple[float, ...], xx: list[list[float]], xy: list[float]) -> tuple[float, ...]:
+    """The prior at the magnitude of the samples, so that it pulls as little on a slow engine as on a fast one."""
+    expected = sum(prior[i] * xx[i][j] * prior[j] for i in range(3) for j in range(3))
+    if expected <= 0.0:
+        return prior
+    factor = sum(prior[i] * xy[i] for i in range(3)) / expected
+    factor = min(max(factor, 1.0 / _MAX_FACTOR), _MAX_FACTOR)
+    return tuple(factor * term for term in prior)
 
 
 def _solve(matrix: list[list[float]], rhs: list[float]) -> list[float]:

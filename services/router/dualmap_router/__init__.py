@@ -1,0 +1,1 @@
+"""The router: OpenAI-compatible HTTP in, gRPC sessions out; stateless, any number of them."""

@@ -1,0 +1,326 @@
+"""Placement: from a prompt to an instance, deciding and booking in one round trip to Redis.
+
+The router hashes chunks, finds the key's candidates on its rings and asks the route function. While Redis
+is away or late, the same `choose` runs here over what is known locally: the rings, the last telemetry and
+this router's own charges.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+
+from dualmap.choose import choose
+from dualmap.hash_ring import RingPair
+from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
+from dualmap.prefix_key import key_depth
+from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt
+from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
+from dualmap_router.charges import Charges
+from dualmap_router.errors import ApiError, unavailable
+from dualmap_router.settings import RouterSettings
+from dualmap_service.errors import StoreError
+from dualmap_service.registry import Member, Membership
+from dualmap_service.store import Store
+from dualmap_wire.redis_functions import (
+    Overload,
+    RouteCall,
+    Routed,
+    StaleSplits,
+    instance_view,
+    pack_hashes,
+    parse_route,
+    parse_views,
+)
+from dualmap_wire.redis_keys import PoolKeys
+
+_STALE_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as placement sees it."""
+
+    hashes: list[int]
+    ring_key: int | None
+    """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
+    num_bytes: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a request goes, and what the decision expects."""
+
+    charge_id: str
+    instance: str
+    backup: str | None
+    reason: Reason
+    candidates: tuple[str, ...]
+    feasible: bool
+    owned_chunks: int
+    cached_tokens: int
+    own_s: float
+    ttft_s: float
+    shared: bool
+    """False when decided without Redis."""
+
+
+class Placement:
+    """The pool's rings and splits as this router knows them, and the decision over them."""
+
+    def __init__(self, settings: RouterSettings, router: str, store: Store, charges: Charges) -> None:
+        self._settings = settings
+        self._router = router
+        self._store = store
+        self._keys = PoolKeys(settings.pool)
+        self.charges = charges
+        self.rings = RingPair({})
+        self.splits: frozenset[int] = frozenset()
+        self.split_version = 0
+        self.tokens = TokenRatio()
+        self.membership = Membership()
+        self._reachable: frozenset[str] = frozenset()
+        self._names: tuple[str, ...] = ()
+        self._turn = 0
+
+    # The pool
+
+    def update(self, membership: Membership, reachable: Set[str]) -> None:
+        """Take a new membership, and which of its instances have a session."""
+        self.membership = membership
+        weights = {
+            name: member.registration.weight
+            for name, member in membership.members.items()
+            if member.takes_new_keys
+        }
+        self.rings = self.rings.with_members(weights)
+        self._reachable = frozenset(reachable)
+        self._names = tuple(name for name in self.rings.members if name in self._reachable)
+
+    @property
+    def usable(self) -> tuple[str, ...]:
+        """Instances that can be sent to now, sorted."""
+        return self._names
+
+    def member(self, instance: str) -> Member | None:
+        """The registry's entry of an instance."""
+        return self.membership.members.get(instance)
+
+    # The prompt
+
+    def prompt(
+        self, canonical: bytes, num_tokens: int | None, adapter: str, salt: str, prefix_key: str | None
+    ) -> Prompt:
+        """Hash a canonical prompt under this pool's, the adapter's and the tenant's seed."""
+        settings = self._settings
+        seed = prefix_seed(settings.pool, adapter, salt, settings.hash_secret)
+        hashes = chunk_hashes(
+            canonical[: settings.max_chunks * settings.chunk_bytes], seed, settings.chunk_bytes
+        )
+        ring_key = None
+        if prefix_key is not None:
+            ring_key = short_prompt_key(prefix_key.encode(), seed)
+        elif not hashes:
+            ring_key = short_prompt_key(canonical, seed)
+        if num_tokens is None:
+            num_tokens = max(1, round(len(canonical) / self.tokens.bytes_per_token))
+        return Prompt(hashes, ring_key, len(canonical), num_tokens)
+
+    def key(self, prompt: Prompt) -> tuple[int, int]:
+        """(ring key, chunks in the prefix key) of a prompt."""
+        if prompt.ring_key is not None:
+            return prompt.ring_key, 0
+        depth = key_depth(prompt.hashes, self.splits)
+        return prompt.hashes[depth - 1], depth
+
+    def choice_request(self, prompt: Prompt, slo_s: float) -> ChoiceRequest:
+        """The prompt as `choose` takes it."""
+        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
+        return ChoiceRequest(prompt.num_tokens, chunk_tokens, slo_s)
+
+    # The decision
+
+    async def place(
+        self,
+        prompt: Prompt,
+        slo_s: float,
+        rule: ChoiceRule,
+        exclude: Set[str] = frozenset(),
+        target: str | None = None,
+        first: bool = True,
+    ) -> Placed:
+        """Decide and book. `target` fixes the instance of a moved request; `exclude` lost instances.
+
+        Only a request's first placement counts along its prefix key. Raises ApiError 503 when no instance can be
+        reached, 429 when none answers within the bound. The charge is the caller's to release.
+        """
+        charge_id = self.charges.open()
+        try:
+            return await self._place(prompt, slo_s, rule, exclude, target, first, charge_id)
+        except BaseException:
+            self.charges.release(charge_id)
+            raise
+
+    async def _place(
+        self,
+        prompt: Prompt,
+        slo_s: float,
+        rule: ChoiceRule,
+        exclude: Set[str],
+        target: str | None,
+        first: bool,
+        charge_id: str,
+    ) -> Placed:
+        for _ in range(_STALE_RETRIES):
+            call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id)
+            call = replace(call, count=first and call.key_depth > 0)
+            try:
+                routed = await self._ask(call)
+            except StoreError:
+                return self._place_alone(call, candidates)
+            if isinstance(routed, StaleSplits):
+                self.splits, self.split_version = routed.splits, routed.version
+                continue
+            if isinstance(routed, Overload):
+                raise self._overloaded(routed.ttft_s, slo_s)
+            self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
+            self._own(prompt, routed.instance)
+            return _placed(charge_id, call.request, candidates, routed, shared=True)
+        return self._place_alone(call, candidates)
+
+    def route_call(
+        self,
+        prompt: Prompt,
+        slo_s: float,
+        rule: ChoiceRule,
+        exclude: Set[str] = frozenset(),
+        target: str | None = None,
+        charge_id: str = "",
+    ) -> tuple[RouteCall, tuple[str, ...]]:
+        """The route function's arguments for a prompt, and the candidates that its rings offer."""
+        names = [name for name in self._names if name not in exclude] if exclude else list(self._names)
+        key, depth = self.key(prompt)
+        candidates = self.rings.candidates(key) if self.rings.members else ()
+        if target is not None:
+            pair, names = [target], [target]
+        else:
+            if not names:
+                raise unavailable("no instance of this model can be reached")
+            pair = [name for name in candidates if name in names] or [names[key % len(names)]]
+        call = RouteCall(
+            router=self._router,
+            charge_id=charge_id,
+            request=self.choice_request(prompt, slo_s),
+            rule=rule,
+            hashes=prompt.hashes,
+            key_depth=depth,
+            split_version=self.split_version,
+            pair=pair,
+            pool="\n".join(names).encode(),
+            start=key % len(names),
+            default_speed=DEFAULT_SPEED,
+            max_ttft_s=0.0 if target is not None else self._settings.max_ttft_s,
+        )
+        return call, candidates
+
+    async def dry_run(
+        self, prompt: Prompt, slo_s: float, rule: ChoiceRule
+    ) -> tuple[Routed | None, RouteCall, tuple[str, ...]]:
+        """What `place` would decide now, booking nothing; no decision while Redis is away."""
+        call, candidates = self.route_call(prompt, slo_s, rule)
+        call = replace(call, count=False, book=False, max_ttft_s=0.0)
+        try:
+            routed = await self._ask(call)
+        except StoreError:
+            return None, call, candidates
+        return (routed if isinstance(routed, Routed) else None), call, candidates
+
+    async def _ask(self, call: RouteCall) -> Routed | StaleSplits | Overload:
+        reply = await self._store.function(
+            "route", self._keys.prefix, *call.args(), deadline_s=self._settings.route_deadline_ms / 1e3
+        )
+        return parse_route(reply)
+
+    def _place_alone(self, call: RouteCall, candidates: tuple[str, ...]) -> Placed:
+        """Decide over what this router knows by itself."""
+        self._turn += 1
+        names = call.pool.decode().split("\n")
+        rotated = names[call.start :] + names[: call.start]
+        pair = [self._local_view(name) for name in call.pair]
+        others = (self._local_view(name) for name in rotated if name not in call.pair)
+        decision = choose(call.request, pair, others, call.rule, self._turn)
+        chosen = decision.chosen
+        if 0.0 < call.max_ttft_s < chosen.ttft_s:
+            raise self._overloaded(chosen.ttft_s, call.request.slo_s)
+        self.charges.booked(call.charge_id, chosen.instance, chosen.own_s, chosen.feasible)
+        routed = Routed(
+            instance=chosen.instance,
+            backup=decision.backup,
+            reason=decision.reason,
+            feasible=chosen.feasible,
+            owned_chunks=chosen.owned_chunks,
+            wait_s=chosen.wait_s,
+            own_s=chosen.own_s,
+            ttft_s=chosen.ttft_s,
+        )
+        return _placed(call.charge_id, call.request, candidates, routed, shared=False)
+
+    def _local_view(self, name: str) -> InstanceView:
+        feasible_us, infeasible_us = self.charges.own_us(name)
+        member = self.member(name)
+        perf = member.perf if member is not None else None
+        return instance_view(name, feasible_us, infeasible_us, 0, perf, self.membership.now_us, DEFAULT_SPEED)
+
+    async def views(self, prompt: Prompt, names: tuple[str, ...]) -> list[InstanceView]:
+        """Every instance as a decision would see it now."""
+        try:
+            reply = await self._store.function(
+                "views", self._keys.prefix, pack_hashes(prompt.hashes), "\n".join(names).encode()
+            )
+        except StoreError:
+            return [self._local_view(name) for name in names]
+        return parse_views(reply, DEFAULT_SPEED)
+
+    def _own(self, prompt: Prompt, instance: str) -> None:
+        """Write down, off the path, that the instance will hold this prompt."""
+        member = self.member(instance)
+        if not prompt.hashes or member is None:
+            return
+        registration = member.registration
+        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
+        most = int(registration.kv_tokens / chunk_tokens) if registration.kv_tokens else 100_000
+        self._store.post(
+            "own_add",
+            self._keys.prefix,
+            instance,
+            str(registration.generation),
+            max(most, 1),
+            pack_hashes(prompt.hashes),
+        )
+
+    def _overloaded(self, ttft_s: float, slo_s: float) -> ApiError:
+        return ApiError(
+            429,
+            "every instance is busy for longer than this service lets a request wait; try again later",
+            "rate_limit_error",
+            "overloaded",
+            retry_after_s=max(1.0, min(ttft_s - slo_s, 60.0)),
+        )
+
+
+def _placed(
+    charge_id: str, request: ChoiceRequest, candidates: tuple[str, ...], routed: Routed, shared: bool
+) -> Placed:
+    _, cached = split_prompt(request, routed.owned_chunks)
+    return Placed(
+        charge_id=charge_id,
+        instance=routed.instance,
+        backup=routed.backup,
+        reason=routed.reason,
+        candidates=candidates,
+        feasible=routed.feasible,
+        owned_chunks=routed.owned_chunks,
+        cached_tokens=cached,
+        own_s=routed.own_s,
+        ttft_s=routed.ttft_s,
+        shared=shared,
+    )

@@ -1,0 +1,68 @@
+"""The router's settings."""
+
+from dualmap.prefix import DEFAULT_CHUNK_BYTES
+from dualmap.types import ChoiceRule
+from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
+
+_RULE = ChoiceRule()
+
+
+class RouterSettings(SharedSettings, frozen=True, kw_only=True):
+    """Environment: `DUALMAP_ROUTER_<FIELD>`."""
+
+    router_id: str = ""
+    """Its name in charges, headers and metrics; host and port when empty."""
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    """0 picks a free one."""
+    policy: str = "dualmap"
+    """dualmap, paper, round-robin, least-loaded or cache-affinity."""
+    slo_ttft_s: Positive = 5.0
+    """The TTFT objective of a request that names none."""
+    slo_ttft_per_1k_tokens_s: NonNegative = 0.0
+    """What the objective grows by per 1,000 prompt tokens."""
+    lambda_own: NonNegative = _RULE.lambda_own
+    escape_at: NonNegative = _RULE.escape_at
+    escape_margin: NonNegative = _RULE.escape_margin
+    paper_factor: Positive = _RULE.paper_factor
+    max_ttft_s: NonNegative = 120.0
+    """429 when even the chosen instance is expected to answer later than this; 0 for no bound."""
+    chunk_bytes: Count = DEFAULT_CHUNK_BYTES
+    max_chunks: Count = 1024
+    """Leading chunks of a prompt that are hashed; what follows is not shared often enough to look at."""
+    hash_secret: str = ""
+    """Keeps outsiders from aiming prompts at an instance; the same in every router."""
+    route_deadline_ms: Positive = 5.0
+    """How long a decision may take in Redis before the router decides alone."""
+    max_body_bytes: Count = 32 * 1024 * 1024
+    max_buffer_bytes: Count = 4 * 1024 * 1024
+    """Bytes of one answer that may wait for its client before the request is cancelled."""
+    max_answer_bytes: Count = 128 * 1024 * 1024
+    max_in_flight: Count = 8192
+    """Requests in this router at once; beyond it 429."""
+    max_attempts: Count = 4
+    """How often a request is started, counting instances lost before its first byte."""
+    request_timeout_s: Positive = 3600.0
+    drain_s: NonNegative = 30.0
+    """How long running answers may take after SIGTERM."""
+    passthrough: tuple[str, ...] = (
+        "/v1/",
+        "/tokenize",
+        "/detokenize",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/version",
+    )
+    """Path prefixes that reach an engine; its administration stays inside."""
+
+    def rule(self) -> ChoiceRule:
+        """The choice's settings as the core takes them."""
+        return ChoiceRule(
+            policy=self.policy,
+            lambda_own=self.lambda_own,
+            escape_at=self.escape_at,
+            escape_margin=self.escape_margin,
+            paper_factor=self.paper_factor,
+        )
