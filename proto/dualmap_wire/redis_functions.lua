@@ -4,7 +4,8 @@
 -- holds the two equal on random states. Charges are integer microseconds: they return to exactly zero.
 -- @SUFFIX@ is the hash of this file, so that two releases of DualMap can share one Redis.
 
-local call = redis.call
+-- redis.call exists only while a function runs, not while the library loads.
+local function call(...) return redis.call(...) end
 
 local DECAY = 0.5 ^ (1.0 / 400.0)
 local SPLIT_SHARE = 0.5
@@ -464,10 +465,15 @@ local function reap(keys, args)
   return { routers, charges, instances }
 end
 
-for name, callback in pairs({
-  route = route, release = release, own_add = own_add, register = register, deregister = deregister,
-  lead = lead, resign = resign, fold = fold, reap = reap, members = members,
-}) do
-  redis.register_function(name .. '_@SUFFIX@', callback)
-end
+-- One by one: the load phase has no standard library to loop with.
+redis.register_function('route_@SUFFIX@', route)
+redis.register_function('release_@SUFFIX@', release)
+redis.register_function('own_add_@SUFFIX@', own_add)
+redis.register_function('register_@SUFFIX@', register)
+redis.register_function('deregister_@SUFFIX@', deregister)
+redis.register_function('members_@SUFFIX@', members)
+redis.register_function('lead_@SUFFIX@', lead)
+redis.register_function('resign_@SUFFIX@', resign)
+redis.register_function('fold_@SUFFIX@', fold)
+redis.register_function('reap_@SUFFIX@', reap)
 redis.register_function({ function_name = 'views_@SUFFIX@', callback = views, flags = { 'no-writes' } })

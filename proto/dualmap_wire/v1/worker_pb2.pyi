@@ -114,6 +114,7 @@ class Submit(_message.Message):
     QUEUED_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     HIDE_USAGE_FIELD_NUMBER: _builtins.int
+    STREAMED_FIELD_NUMBER: _builtins.int
     stream: _builtins.int
     request_id: _builtins.str
     method: _builtins.str
@@ -123,6 +124,8 @@ class Submit(_message.Message):
     """False for what the engine answers without a prefill (models, tokenize, health): it skips the queue."""
     hide_usage: _builtins.bool
     """The client did not ask for usage in its stream: the worker asks for it, and takes it out again."""
+    streamed: _builtins.bool
+    """The answer is a stream, whose first byte ends the prefill."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]: ...
     @_builtins.property
@@ -139,10 +142,11 @@ class Submit(_message.Message):
         queued: _builtins.bool = ...,
         placement: Global___Placement | None = ...,
         hide_usage: _builtins.bool = ...,
+        streamed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "headers", b"headers", "hide_usage", b"hide_usage", "method", b"method", "path", b"path", "placement", b"placement", "queued", b"queued", "request_id", b"request_id", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "headers", b"headers", "hide_usage", b"hide_usage", "method", b"method", "path", b"path", "placement", b"placement", "queued", b"queued", "request_id", b"request_id", "stream", b"stream", "streamed", b"streamed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

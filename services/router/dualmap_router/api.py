@@ -87,8 +87,8 @@ class Api:
         except Exception:
             log.exception("request.failed", extra={"path": path, "request_id": request_id})
             self._metrics.request(_label(path), 500)
-            error = ApiError(500, "internal error of the router", "internal_error", "internal_error")
-            front.send_error(proto, error, own)
+            fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
+            front.send_error(proto, fault, own)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -149,6 +149,7 @@ class Api:
             slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
             rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
             priority=options.priority if options.priority is not None else request.priority,
+            streamed=request.stream,
             hide_usage=streams_openai and not request.wants_usage and not request.has_stream_options,
         )
 

@@ -120,7 +120,7 @@ class RouterApp:
         )
         await self._stop.wait()
         await self._drain()
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]
         await self.sessions.close()
         await self.charges.reconcile()
         await self._background.close()

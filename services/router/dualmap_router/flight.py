@@ -55,6 +55,7 @@ class Flight:
     rule: ChoiceRule = field(default_factory=ChoiceRule)
     priority: int = 0
     hide_usage: bool = False
+    streamed: bool = False
     attempts: int = 0
     moves: int = 0
     placed: Placed | None = None
@@ -225,6 +226,7 @@ class Pilot:
             body=flight.body,
             queued=placed is not None,
             hide_usage=flight.hide_usage,
+            streamed=flight.streamed,
         )
         if placed is not None and flight.prompt is not None:
             placement = submit.placement

@@ -187,7 +187,7 @@ class Session:
 
     async def _serve(self, channel: grpc.aio.Channel) -> None:
         """Open the stream and serve it until one of its directions ends."""
-        call = WorkerDataStub(channel).Session()
+        call = WorkerDataStub(channel).Session()  # type: ignore[call-arg]  # frames are written below
         await call.write(pb.RouterFrame(hello=self._hello))
         # The worker answers Hello with an empty frame: the session works in both directions.
         if await call.read() is _EOF:

@@ -146,7 +146,7 @@ class Store:
         while True:
             connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 await self._load_library(connection)
             except (RedisError, OSError) as exc:
                 await connection.disconnect(nowait=True)

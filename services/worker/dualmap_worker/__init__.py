@@ -1,0 +1,1 @@
+"""The worker: owns one engine's admission queue, relays its bytes, publishes what it sees."""

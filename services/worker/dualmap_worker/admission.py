@@ -1,0 +1,177 @@
+"""Admission: the worker's queue and what it lets into the engine.
+
+The engine is kept busy but shallow. A prefill is let in when what the engine still has to prefill falls
+under a small budget, so that whatever waits can still be ordered and moved. Engines prefill first come,
+first served, so the requests inside that have shown no first byte form a line; its head has run since the
+previous first byte. An answer that is not streamed shows no first byte: it leaves the line when the
+estimate says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
+from dualmap.ttft import SpeedTracker
+from dualmap.types import PrefillSpeed
+from dualmap_worker.engine import EngineLoad
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request in this worker, from its arrival to its end."""
+
+    request_id: str
+    arrival_s: float
+    """When its router read it, on this process's clock."""
+    prompt_tokens: int
+    cached_tokens: int
+    slo_s: float
+    priority: int = 0
+    streamed: bool = True
+    feasible: bool = True
+    """As booked by the router."""
+    start: Callable[[], None] = lambda: None
+    """Sends it to the engine."""
+    prefilled: Callable[[], None] = lambda: None
+    """Told when the estimate says that an unstreamed answer's prefill is over."""
+    started_s: float | None = None
+    first_byte_s: float | None = None
+    prefill_s: float | None = None
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Tokens that its prefill computes, as far as is known."""
+        return max(self.prompt_tokens - self.cached_tokens, 1)
+
+    def own_s(self, speed: PrefillSpeed) -> float:
+        """Expected prefill seconds."""
+        return speed.prefill_s(self.uncached_tokens, self.cached_tokens)
+
+
+class Admission:
+    """The queue, the line of prefills inside the engine, and the rule between them. Time is passed in."""
+
+    def __init__(self, rule: OrderRule, ahead_tokens: int, max_running: int, hold_kv_use: float) -> None:
+        self._rule = rule
+        self._ahead_tokens = ahead_tokens
+        self._max_running = max_running
+        self._hold_kv_use = hold_kv_use
+        self.queue: dict[str, Job] = {}
+        self.line: list[Job] = []
+        self.running: set[str] = set()
+        self.tracker = SpeedTracker()
+        self.load = EngineLoad()
+        self._last_first_byte_s = float("-inf")
+
+    # What is known
+
+    @property
+    def held(self) -> bool:
+        """Whether the engine should get no more prefills now: too many sequences, or no room in KV cache."""
+        if len(self.running) >= self._max_running:
+            return True
+        return self.load.waiting > 0 and self.load.kv_use >= self._hold_kv_use
+
+    def head_since_s(self) -> float:
+        """When the head of the line began to be prefilled."""
+        started_s = self.line[0].started_s
+        assert started_s is not None
+        return max(started_s, self._last_first_byte_s)
+
+    def speed(self, now_s: float) -> PrefillSpeed:
+        """What to expect of the engine now; a head that overruns its estimate counts at once."""
+        if not self.line:
+            return self.tracker.speed()
+        fitted_s = max(self.line[0].own_s(self.tracker.fit.speed), 1e-3)
+        return self.tracker.speed(overrun=(now_s - self.head_since_s()) / fitted_s)
+
+    def busy_s(self, now_s: float) -> float:
+        """Prefill seconds left in the line."""
+        if not self.line:
+            return 0.0
+        speed = self.speed(now_s)
+        costs = [job.own_s(speed) for job in self.line]
+        return sum(costs) - min(now_s - self.head_since_s(), costs[0])
+
+    def ordered(self, now_s: float) -> list[Ordered]:
+        """The queue in serving order."""
+        speed = self.speed(now_s)
+        queued = (
+            QueuedRequest(
+                request_id=job.request_id,
+                arrival_s=job.arrival_s,
+                own_s=job.own_s(speed),
+                slo_s=job.slo_s,
+                cached_tokens=job.cached_tokens,
+                priority=job.priority,
+            )
+            for job in self.queue.values()
+        )
+        return list(order(queued, now_s, self.busy_s(now_s), self._rule))
+
+    # What happens
+
+    def add(self, job: Job) -> None:
+        """A request arrives."""
+        self.queue[job.request_id] = job
+
+    def take(self, request_id: str) -> Job | None:
+        """Take a request off the queue, if it still waits."""
+        return self.queue.pop(request_id, None)
+
+    def admit(self, now_s: float) -> float | None:
+        """Start what may start; returns in how many seconds to look again, None if an event will tell."""
+        self._pass_unstreamed(now_s)
+        while self.queue and not self.held:
+            ahead_s = self.tracker.speed().prefill_s(self._ahead_tokens, 0)
+            busy_s = self.busy_s(now_s)
+            if self.line and busy_s > ahead_s:
+                return busy_s - ahead_s
+            job = self.queue.pop(self.ordered(now_s)[0].request.request_id)
+            job.started_s = now_s
+            self.line.append(job)
+            self.running.add(job.request_id)
+            job.start()
+        return self._unstreamed_due_s(now_s)
+
+    def first_byte(self, job: Job, now_s: float) -> None:
+        """A prefill is over: the next in line has the engine."""
+        if job not in self.line:
+            return
+        job.first_byte_s = now_s
+        since_s = job.started_s if job.started_s is not None else now_s
+        job.prefill_s = max(now_s - max(since_s, self._last_first_byte_s), 0.0)
+        self.tracker = self.tracker.first_byte(job.uncached_tokens, job.cached_tokens, job.prefill_s)
+        self._leave_line(job, now_s)
+
+    def finish(
+        self, job: Job, now_s: float, prompt_tokens: int = 0, cached_tokens: int | None = None
+    ) -> None:
+        """A request has ended, however; tokens as the engine reported them."""
+        if job in self.line:
+            self._leave_line(job, now_s)
+        self.running.discard(job.request_id)
+        if job.prefill_s is not None and prompt_tokens > 0 and cached_tokens is not None:
+            uncached = max(prompt_tokens - cached_tokens, 1)
+            self.tracker = self.tracker.finished(uncached, cached_tokens, job.prefill_s)
+
+    def _leave_line(self, job: Job, now_s: float) -> None:
+        # Only a prefill that ended frees the engine for the next; one that left from behind changes nothing.
+        if self.line[0] is job or job.first_byte_s is not None:
+            self._last_first_byte_s = now_s
+        self.line.remove(job)
+
+    def _unstreamed_due_s(self, now_s: float) -> float | None:
+        if not self.line or self.line[0].streamed:
+            return None
+        head = self.line[0]
+        return max(self.head_since_s() + head.own_s(self.tracker.speed()) - now_s, 0.001)
+
+    def _pass_unstreamed(self, now_s: float) -> None:
+        """Unstreamed heads whose estimated prefill is over leave the line."""
+        while self.line and not self.line[0].streamed:
+            head = self.line[0]
+            if now_s < self.head_since_s() + head.own_s(self.tracker.speed()):
+                return
+            self._leave_line(head, now_s)
+            head.prefilled()

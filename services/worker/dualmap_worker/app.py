@@ -1,0 +1,252 @@
+"""The worker put together: the one place where its parts meet."""
+
+import asyncio
+import logging
+import socket
+import time
+
+import grpc
+import msgspec
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from dualmap.queue_order import OrderRule
+from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
+from dualmap_service.registry import Lease
+from dualmap_service.store import Store
+from dualmap_wire.redis_keys import HEARTBEAT_S
+from dualmap_wire.telemetry import QueueReport, Registration
+from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_wire.v1 import worker_pb2_grpc
+from dualmap_worker.admission import Admission
+from dualmap_worker.engine import Engine, EngineLoad
+from dualmap_worker.errors import EngineError
+from dualmap_worker.relay import Requests
+from dualmap_worker.servicers import ControlServicer, DataServicer
+from dualmap_worker.settings import WorkerSettings
+from dualmap_worker.telemetry import Publisher, queue_report
+
+log = logging.getLogger(__name__)
+
+_ENGINE_POLL_S = 0.5
+_ENGINE_MISSES = 3
+_GRPC_OPTIONS = (
+    ("grpc.max_send_message_length", 256 << 20),
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 4000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+)
+_SERVICES = ("dualmap_wire.v1.WorkerData", "dualmap_wire.v1.WorkerControl")
+
+
+class WorkerApp:
+    """One worker process beside one engine."""
+
+    def __init__(self, settings: WorkerSettings, stop: asyncio.Event) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._background = Background(stop)
+        self._engine = Engine(
+            settings.engine_url,
+            settings.engine_api_key,
+            settings.first_byte_timeout_s,
+            # What needs no prefill shares the pool with the running requests.
+            settings.max_running * 2 + 16,
+        )
+        self._admission = Admission(
+            OrderRule(settings.order, settings.age_bound_s),
+            settings.prefill_ahead_tokens,
+            settings.max_running,
+            settings.hold_kv_use,
+        )
+        self._publisher = Publisher(settings.host, settings.telemetry_port)
+        self._requests = Requests(self._engine, self._admission, settings.max_queued, self._publisher.changed)
+        self._data = DataServicer(
+            self._requests, settings.pool, settings.max_outbox_bytes, settings.coalesce_ms / 1e3
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = grpc.aio.server(options=_GRPC_OPTIONS)
+        self._lease: Lease | None = None
+        self._engine_misses = 0
+
+    # Life
+
+    async def run(self) -> None:
+        """Serve until told to stop, then hand back what waits and finish what runs."""
+        settings = self._settings
+        await self._engine.open()
+        try:
+            registration = await self._register(await self._listen())
+            if registration is None:
+                return
+            store = Store(settings.redis_url, f"dualmap-worker-{registration.instance}")
+            if not await store.start():
+                log.warning("worker.starts_without_store")
+            lease = self._lease = Lease(store, registration)
+            self._background.start(every(HEARTBEAT_S, self._renew), "lease")
+            self._background.start(every(_ENGINE_POLL_S, self._poll_engine), "engine")
+            self._background.start(self._publisher.run(self._report, settings.report_period_s), "telemetry")
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            log.info("worker.ready", extra=msgspec.structs.asdict(registration))
+            await self._stop.wait()
+            await self._drain()
+            if not await wait_for(self._requests.idle, settings.drain_s):
+                log.warning("worker.drain_cut", extra={"running": len(self._requests)})
+            await lease.drop()
+            await store.close()
+        finally:
+            self._requests.close()
+            await self._server.stop(0.5)
+            self._publisher.close()
+            await self._engine.close()
+        await self._background.close()
+        log.info("worker.stopped")
+
+    async def _listen(self) -> int:
+        """Start the gRPC server; returns its port."""
+        settings = self._settings
+        worker_pb2_grpc.add_WorkerDataServicer_to_server(self._data, self._server)
+        control = ControlServicer(self._requests, self._describe, self._list_queue, self._drain)
+        worker_pb2_grpc.add_WorkerControlServicer_to_server(control, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*_SERVICES, reflection.SERVICE_NAME), self._server)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        except RuntimeError as exc:
+            raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.grpc_port}: {exc}") from exc
+        await self._server.start()
+        return port
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
+        for service in ("", *_SERVICES):
+            await self._health.set(service, status)
+
+    async def _register(self, grpc_port: int) -> Registration | None:
+        """Wait for the engine and ask it who it is; None when told to stop meanwhile."""
+        settings = self._settings
+        deadline = time.monotonic() + settings.engine_wait_s
+        while not await self._engine.healthy():
+            if time.monotonic() > deadline:
+                raise ServiceFailedError(f"no engine answers at {settings.engine_url}")
+            if await wait_for(self._stop, 0.2):
+                return None
+        try:
+            info = await self._engine.info()
+        except EngineError as exc:
+            raise ServiceFailedError(f"the engine at {settings.engine_url} cannot be used: {exc}") from exc
+        host = settings.advertise_host or settings.host
+        return Registration(
+            instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
+            pool=settings.pool,
+            model=settings.model or info.model,
+            grpc_address=f"{host}:{grpc_port}",
+            telemetry_address=f"tcp://{host}:{self._publisher.port}",
+            generation=_generation(),
+            weight=settings.weight,
+            kv_tokens=int(settings.kv_tokens) or info.kv_tokens,
+            adapters=info.adapters,
+            max_model_len=info.max_model_len,
+        )
+
+    async def _drain(self) -> int:
+        """Take nothing more, and give back what waits."""
+        self._requests.draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_state("draining")
+        handed_back = self._requests.hand_back()
+        log.info("worker.draining", extra={"handed_back": handed_back, "running": len(self._requests)})
+        return handed_back
+
+    # Loops
+
+    async def _renew(self) -> None:
+        if self._lease is not None:
+            await self._lease.renew()
+
+    async def _set_state(self, state: str) -> None:
+        if self._lease is not None and self._lease.registration.state != state:
+            self._lease.registration = msgspec.structs.replace(self._lease.registration, state=state)
+            await self._lease.renew()
+
+    async def _poll_engine(self) -> None:
+        """Follow the engine's load; one that stays away offers no keys, one that came back has an empty cache."""
+        try:
+            self._admission.load, _ = await self._engine.load()
+        except EngineError as exc:
+            self._admission.load = EngineLoad()
+            self._engine_misses += 1
+            if self._engine_misses == _ENGINE_MISSES:
+                log.warning("engine.away", extra={"error": str(exc)})
+                await self._set_state("unready")
+            return
+        if self._engine_misses >= _ENGINE_MISSES and self._lease is not None and not self._requests.draining:
+            log.info("engine.back")
+            self._lease.registration = msgspec.structs.replace(
+                self._lease.registration, generation=_generation(), state="active"
+            )
+            await self._lease.renew()
+        self._engine_misses = 0
+        if self._admission.queue:
+            self._requests.pump()
+
+    # What others see
+
+    def _report(self) -> QueueReport:
+        assert self._lease is not None
+        registration = self._lease.registration
+        return queue_report(
+            self._admission,
+            self._requests,
+            asyncio.get_running_loop().time(),
+            registration.instance,
+            registration.pool,
+            registration.generation,
+            registration.state,
+            registration.bytes_per_token,
+        )
+
+    def _describe(self) -> pb.DescribeReply:
+        reply = pb.DescribeReply(
+            queued=len(self._admission.queue),
+            running=len(self._requests) - len(self._admission.queue),
+            sessions=len(self._data.outboxes),
+            buffered_bytes=sum(outbox.buffered_bytes for outbox in self._data.outboxes),
+        )
+        if self._lease is not None:
+            registration = self._lease.registration
+            reply.instance, reply.pool, reply.model = (
+                registration.instance,
+                registration.pool,
+                registration.model,
+            )
+            reply.generation, reply.state = registration.generation, registration.state
+        return reply
+
+    def _list_queue(self) -> pb.ListQueueReply:
+        now_s = asyncio.get_running_loop().time()
+        reply = pb.ListQueueReply()
+        for ordered in self._admission.ordered(now_s):
+            flow = self._requests.flow(ordered.request.request_id)
+            reply.entries.add(
+                request_id=ordered.request.request_id,
+                waited_s=now_s - ordered.request.arrival_s,
+                own_s=ordered.request.own_s,
+                feasible=ordered.feasible,
+                backup=flow.submit.placement.backup if flow is not None else "",
+            )
+        return reply
+
+
+def _generation() -> int:
+    """Larger than that of any earlier start, as long as this machine's clock does not run backwards."""
+    return time.time_ns() // 1_000_000
+
+
+async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Run one worker; `DUALMAP_WORKER_*` in the environment are its settings."""
+    await WorkerApp(settings, stop).run()

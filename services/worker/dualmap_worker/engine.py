@@ -1,0 +1,191 @@
+"""The engine as its worker reaches it: OpenAI's HTTP, whatever engine speaks it."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
+
+_HIDDEN = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "content-length",
+        "date",
+        "server",
+        "upgrade",
+        "trailer",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine says it is."""
+
+    model: str
+    adapters: tuple[str, ...]
+    max_model_len: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine's metrics say now."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
+
+
+class _Model(msgspec.Struct):
+    id: str
+    parent: str | None = None
+    root: str | None = None
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_models = msgspec.json.Decoder(_Models)
+_SAMPLE = re.compile(r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+class Engine:
+    """An HTTP client for one engine."""
+
+    def __init__(self, url: str, api_key: str, first_byte_timeout_s: float, max_connections: int) -> None:
+        self.url = url.rstrip("/")
+        self._key = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._first_byte_timeout_s = first_byte_timeout_s
+        self._max_connections = max_connections
+        self._http: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the connection pool; needs the running loop."""
+        self._http = aiohttp.ClientSession(
+            # vLLM's server closes idle connections after 5 s: be first, so that no request meets a closing one.
+            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=4.0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=self._first_byte_timeout_s),
+            auto_decompress=False,
+            read_bufsize=1 << 18,
+            skip_auto_headers=("accept-encoding", "user-agent"),
+        )
+
+    async def close(self) -> None:
+        """Close all connections: the engine aborts what it still runs for us."""
+        if self._http is not None:
+            await self._http.close()
+
+    @property
+    def http(self) -> aiohttp.ClientSession:
+        """The open client."""
+        if self._http is None:
+            raise RuntimeError("the engine's client is not open")
+        return self._http
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator["EngineAnswer"]:
+        """Send a request; leaving the context before the answer's end aborts it in the engine."""
+        try:
+            async with self.http.request(
+                method,
+                self.url + path,
+                data=body or None,
+                headers={**headers, **self._key},
+                allow_redirects=False,
+            ) as response:
+                yield EngineAnswer(response)
+        except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
+            raise EngineTimeoutError("the engine did not answer in time") from exc
+        except aiohttp.ClientResponseError as exc:
+            raise BadAnswerError(f"the engine broke HTTP: {exc.message}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise EngineLostError(f"the engine was lost: {exc!r}") from exc
+
+    async def healthy(self, timeout_s: float = 2.0) -> bool:
+        """Whether the engine says it serves."""
+        try:
+            async with asyncio.timeout(timeout_s), self.request("GET", "/health", {}, b"") as answer:
+                await answer.read()
+                return answer.status == 200
+        except (TimeoutError, EngineLostError, EngineTimeoutError, BadAnswerError):
+            return False
+
+    async def info(self) -> EngineInfo:
+        """Model, adapters and sizes; EngineLostError when the engine cannot be asked."""
+        async with self.request("GET", "/v1/models", {}, b"") as answer:
+            body = await answer.read()
+        try:
+            models = _models.decode(body).data
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise BadAnswerError(f"/v1/models is not a list of models: {body[:100]!r}") from exc
+        if not models:
+            raise BadAnswerError("/v1/models is empty")
+        base = next((model for model in models if model.parent is None), models[0])
+        adapters = tuple(model.id for model in models if model.parent is not None)
+        _, kv_tokens = await self.load()
+        return EngineInfo(base.id, adapters, base.max_model_len or 0, kv_tokens)
+
+    async def load(self) -> tuple[EngineLoad, int]:
+        """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""
+        async with self.request("GET", "/metrics", {}, b"") as answer:
+            text = (await answer.read()).decode("utf-8", "replace")
+        values: dict[str, float] = {}
+        kv_tokens = 0
+        for name, labels, value in _SAMPLE.findall(text):
+            values[name] = values.get(name, 0.0) + float(value)
+            if name == "vllm:cache_config_info":
+                config = dict(_LABEL.findall(labels))
+                blocks, size = config.get("num_gpu_blocks", ""), config.get("block_size", "")
+                if blocks.isdigit() and size.isdigit():
+                    kv_tokens = int(blocks) * int(size)
+        return (
+            EngineLoad(
+                running=int(values.get("vllm:num_requests_running", 0)),
+                waiting=int(values.get("vllm:num_requests_waiting", 0)),
+                kv_use=values.get("vllm:kv_cache_usage_perc", 0.0),
+            ),
+            kv_tokens,
+        )
+
+
+class EngineAnswer:
+    """An answer of the engine, its body still to be read."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body is a stream of events."""
+        return self._response.content_type == "text/event-stream"
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """End-to-end headers."""
+        return [
+            (name.lower(), value)
+            for name, value in self._response.headers.items()
+            if name.lower() not in _HIDDEN
+        ]
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives."""
+        return self._response.content.iter_any()
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return await self._response.read()

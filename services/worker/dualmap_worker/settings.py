@@ -1,0 +1,47 @@
+"""The worker's settings."""
+
+from dualmap.queue_order import OrderRule
+from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
+
+_ORDER = OrderRule()
+
+
+class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
+    """Environment: `DUALMAP_WORKER_<FIELD>`."""
+
+    instance: str = ""
+    """The instance's name in the pool; host and port when empty."""
+    engine_url: str = "http://127.0.0.1:8100"
+    """An OpenAI-compatible engine that runs already."""
+    engine_api_key: str = ""
+    model: str = ""
+    """The model's name; asked of the engine when empty."""
+    host: str = "127.0.0.1"
+    """Where gRPC and telemetry listen."""
+    advertise_host: str = ""
+    """The host that others reach this worker by; `host` when empty."""
+    grpc_port: Port = 0
+    telemetry_port: Port = 0
+    weight: Positive = 1.0
+    """Its share of the keys, relative to other instances."""
+    order: str = _ORDER.order
+    """late-last or fcfs."""
+    age_bound_s: Positive = _ORDER.age_bound_s
+    prefill_ahead_tokens: Count = 2048
+    """The engine gets its next prefill when what it has left falls under this: busy but shallow."""
+    max_queued: Count = 4096
+    max_running: Count = 256
+    """Requests in the engine at once: vLLM's --max-num-seqs."""
+    hold_kv_use: Share = 0.97
+    """Hold admissions while the engine's KV cache is fuller than this and requests wait inside it."""
+    kv_tokens: NonNegative = 0
+    """Tokens that the engine's KV cache holds; read from its metrics when 0."""
+    first_byte_timeout_s: Positive = 600.0
+    engine_wait_s: Positive = 600.0
+    """How long the engine may take to be ready at the start."""
+    coalesce_ms: NonNegative = 5.0
+    """How long bytes after the first may wait to share a frame."""
+    max_outbox_bytes: Count = 16 * 1024 * 1024
+    """Bytes that may wait for one router before its engine streams are read no further."""
+    report_period_s: Positive = 0.1
+    drain_s: NonNegative = 30.0

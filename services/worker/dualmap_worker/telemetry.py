@@ -1,0 +1,121 @@
+"""Telemetry: the queue report, ten times a second and soon after a change."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import zmq
+
+from dualmap_wire.telemetry import QUEUE_TOPIC, QueuedReport, QueueReport, RunningReport, encode_report
+from dualmap_worker.admission import Admission
+from dualmap_worker.relay import Requests
+
+log = logging.getLogger(__name__)
+
+_MAX_QUEUED_REPORTED = 512
+_MIN_GAP_S = 0.02
+
+
+class Publisher:
+    """A PUB socket. A slow or absent subscriber loses messages, never slows the worker."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.setsockopt(zmq.SNDHWM, 1000)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        if port:
+            self._socket.bind(f"tcp://{host}:{port}")
+            self.port = port
+        else:
+            self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self._sequence = 0
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """The queue changed: report soon."""
+        self._changed.set()
+
+    async def run(self, report: Callable[[], QueueReport], period_s: float) -> None:
+        """Publish for ever."""
+        while True:
+            self._changed.clear()
+            self.publish(report())
+            await asyncio.sleep(_MIN_GAP_S)
+            try:
+                async with asyncio.timeout(max(period_s - _MIN_GAP_S, 0.0)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def publish(self, report: QueueReport) -> None:
+        """Send one report."""
+        frames = [QUEUE_TOPIC, self._sequence.to_bytes(8, "big"), encode_report(report)]
+        self._sequence += 1
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            log.debug("telemetry.dropped")
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close(0)
+        self._context.term()
+
+
+def queue_report(
+    admission: Admission, requests: Requests, now_s: float, instance: str, pool: str, generation: int, state: str,
+    bytes_per_token: float,
+) -> QueueReport:  # fmt: skip
+    """What this worker knows now, as others should know it."""
+    speed = admission.speed(now_s)
+    queued = []
+    for ordered in admission.ordered(now_s)[:_MAX_QUEUED_REPORTED]:
+        flow = requests.flow(ordered.request.request_id)
+        if flow is None:
+            continue
+        job, placement = flow.job, flow.submit.placement
+        queued.append(
+            QueuedReport(
+                request_id=job.request_id,
+                waited_s=now_s - job.arrival_s,
+                own_s=ordered.request.own_s,
+                slo_s=job.slo_s,
+                prompt_tokens=job.prompt_tokens,
+                cached_tokens=job.cached_tokens,
+                priority=job.priority,
+                feasible=job.feasible,
+                movable=placement.moves == 0,
+                backup=placement.backup,
+                backup_cached_tokens=placement.backup_cached_tokens,
+            )
+        )
+    running = None
+    if admission.line:
+        head = requests.flow(admission.line[0].request_id)
+        if head is not None:
+            running = RunningReport(
+                router=head.router,
+                charge_id=head.submit.placement.charge_id,
+                elapsed_s=now_s - admission.head_since_s(),
+                cost_s=head.job.own_s(speed),
+                feasible=head.job.feasible,
+            )
+    return QueueReport(
+        instance=instance,
+        pool=pool,
+        generation=generation,
+        state=state,
+        speed=(speed.a_s, speed.b_s_per_token, speed.c_s_per_token2),
+        fit_samples=admission.tracker.fit.num_samples,
+        fit_residual=admission.tracker.fit.residual,
+        bytes_per_token=bytes_per_token,
+        busy_s=admission.busy_s(now_s),
+        held=admission.held,
+        queued_total=len(admission.queue),
+        queued=tuple(queued),
+        running=running,
+        engine_running=admission.load.running,
+        engine_waiting=admission.load.waiting,
+        kv_use=admission.load.kv_use,
+    )

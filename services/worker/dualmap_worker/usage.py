@@ -1,0 +1,127 @@
+"""Usage: what an engine says about tokens, read from the bytes that pass by.
+
+The relay does not parse answers. Usage stands in one event near the end of a stream, or at the end of a
+JSON body, so a substring test finds it. A worker that added `stream_options.include_usage` to a request
+takes that event out again.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+_MAX_TAIL_BYTES = 4096
+_MAX_EVENT_BYTES = 1 << 20
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    input_tokens: int | None = None
+    completion_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+_decoder = msgspec.json.Decoder(_Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request as the engine counted them; `cached_tokens` is None where it did not say."""
+
+    prompt_tokens: int
+    cached_tokens: int | None
+    output_tokens: int
+
+
+def find_usage(data: bytes) -> Usage | None:
+    """The last usage object in a piece of JSON or SSE."""
+    found = None
+    for match in _USAGE.finditer(data):
+        found = match.group(1)
+    if found is None:
+        return None
+    try:
+        usage = _decoder.decode(found)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    return Usage(
+        prompt_tokens=usage.prompt_tokens or usage.input_tokens or 0,
+        cached_tokens=None if details is None else details.cached_tokens,
+        output_tokens=usage.completion_tokens or usage.output_tokens or 0,
+    )
+
+
+def ask_usage(body: bytes) -> bytes:
+    """A streaming request's body with usage asked for; the body has no `stream_options`."""
+    closing = body.rindex(b"}")
+    return body[:closing] + b',"stream_options":{"include_usage":true}}' + body[closing + 1 :]
+
+
+class StreamTap:
+    """Watches an SSE stream; passes whole events on, without the usage event if that is to be hidden."""
+
+    def __init__(self, hide_usage: bool) -> None:
+        self._hide = hide_usage
+        self._partial = b""
+        self.usage: Usage | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What of the bytes so far may go on: everything up to the last complete event."""
+        data = self._partial + chunk if self._partial else chunk
+        if data.endswith(b"\n\n"):
+            self._partial = b""
+        else:
+            end = data.rfind(b"\n\n") + 2
+            if end == 1:
+                end = len(data) if len(data) > _MAX_EVENT_BYTES else 0
+            self._partial, data = data[end:], data[:end]
+        return self._without_usage(data) if b'"usage"' in data else data
+
+    def finish(self) -> bytes:
+        """What is left when the stream ends inside an event."""
+        rest, self._partial = self._partial, b""
+        return rest
+
+    def _without_usage(self, data: bytes) -> bytes:
+        self.usage = find_usage(data) or self.usage
+        if not self._hide:
+            return data
+        events = data.split(b"\n\n")
+        return b"\n\n".join(event for event in events if not _is_usage_event(event))
+
+
+class BodyTap:
+    """Watches a JSON body: its usage is within the last few kilobytes."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The chunk as it is."""
+        self._tail = (self._tail + chunk)[-_MAX_TAIL_BYTES:]
+        return chunk
+
+    def finish(self) -> bytes:
+        """Nothing is held back."""
+        return b""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the body's end says."""
+        return find_usage(self._tail)
+
+
+_EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+
+
+def _is_usage_event(event: bytes) -> bool:
+    """The event that `include_usage` adds: usage, and no choice."""
+    return _USAGE.search(event) is not None and _EMPTY_CHOICES.search(event) is not None
