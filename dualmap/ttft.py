@@ -182,12 +182,21 @@ class SpeedTracker:
     fit: PrefillFit = PrefillFit()
     log_factor: float = 0.0
 
-    def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
-        """The tracker after one more finished prefill."""
+    def first_byte(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
+        """After a prefill, with the cached tokens that were expected: moves the quick factor."""
         expected_s = max(self.fit.speed.prefill_s(uncached_tokens, cached_tokens), _MIN_SAMPLE_S)
         ratio = min(max(seconds / expected_s, 1.0 / _MAX_FACTOR), _MAX_FACTOR)
-        log_factor = self.log_factor + _FACTOR_GAIN * (math.log(ratio) - self.log_factor)
-        return SpeedTracker(self.fit.observe(uncached_tokens, cached_tokens, seconds), log_factor)
+        return replace(self, log_factor=self.log_factor + _FACTOR_GAIN * (math.log(ratio) - self.log_factor))
+
+    def finished(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
+        """At the answer's end, when the engine has said how much was cached: moves the fit."""
+        return replace(self, fit=self.fit.observe(uncached_tokens, cached_tokens, seconds))
+
+    def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
+        """Both at once, where the cached tokens are known from the start."""
+        return self.first_byte(uncached_tokens, cached_tokens, seconds).finished(
+            uncached_tokens, cached_tokens, seconds
+        )
 
     @property
     def factor(self) -> float:

@@ -1,0 +1,1 @@
+"""The `dualmap` command: everything a person or a script starts."""

@@ -141,7 +141,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
                 ttft_s=ttft_us / 1e6,
             )
         if kind == b"stale":
-            return StaleSplits(reply[1], frozenset(unpack_hash(member) for member in reply[2:]))
+            return StaleSplits(int(reply[1]), frozenset(unpack_hash(member) for member in reply[2:]))
         if kind == b"overload":
             return Overload(reply[1] / 1e6)
     except (LookupError, TypeError, ValueError, AttributeError) as exc:

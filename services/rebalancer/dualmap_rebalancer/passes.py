@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from dualmap.queue_order import QueuedRequest
@@ -27,12 +27,15 @@ _HOP_S = 0.05
 
 
 @dataclass(slots=True)
-class _Batch:
-    """The last moves asked of a source."""
+class _Asked:
+    """What was asked of a source since its last report that could show the effect."""
 
-    request_ids: frozenset[str]
-    settled_turn: int | None = None
-    """The source's newest report when its worker had answered; None while the call is under way."""
+    request_ids: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    """Those of them that its worker has taken off the queue."""
+    under_way: bool = False
+    settled_turn: int = 0
+    """The source's newest report when its worker had answered."""
 
 
 class Passes:
@@ -57,7 +60,7 @@ class Passes:
         self._metrics = metrics
         self._background = background
         self._last_batch_s: dict[str, float] = {}
-        self._batches: dict[str, _Batch] = {}
+        self._asked: dict[str, _Asked] = {}
         self._arrivals_s: dict[str, float] = {}
         """When moves to a target were done last."""
 
@@ -79,9 +82,7 @@ class Passes:
         if not num_hot or not self._settings.enabled:
             return
         cooling = dict(self._last_batch_s)
-        for source, batch in self._batches.items():
-            if batch.settled_turn is None:
-                cooling[source] = math.inf
+        cooling |= {source: math.inf for source, asked in self._asked.items() if asked.under_way}
         # A big pool's plan takes a while; the lease has to be renewed meanwhile.
         moves = await asyncio.to_thread(plan_moves, queues, self._rule, now_s, cooling)
         fence = self._leadership.fence
@@ -105,35 +106,35 @@ class Passes:
         known = age_s <= self._settings.stale_s and report.generation == member.registration.generation
         if not known:
             return InstanceQueue(name, report.prefill_speed, busy_s=0.0, accepts=False)
-        asked = self._asked(name, heard)
+        asked = self._asked_before(name, heard)
         return InstanceQueue(
             instance=name,
             speed=report.prefill_speed,
             busy_s=max(report.busy_s - age_s, 0.0),
-            queue=tuple(_work(queued, heard.received_s, asked) for queued in report.queued),
+            queue=tuple(
+                _work(queued, heard.received_s, movable=queued.request_id not in asked.request_ids)
+                for queued in report.queued
+                if queued.request_id not in asked.gone
+            ),
             accepts=member.takes_new_keys
             and report.state == "active"
             and not report.held
             and heard.received_s >= self._arrivals_s.get(name, -math.inf) + _HOP_S,
         )
 
-    def _asked(self, source: str, heard: Heard) -> frozenset[str]:
-        """Requests that this report shows although they may be gone: nothing newer came since they were asked."""
-        batch = self._batches.get(source)
-        if batch is None:
-            return frozenset()
-        if batch.settled_turn is not None and heard.turn > batch.settled_turn:
-            del self._batches[source]
-            return frozenset()
-        return batch.request_ids
+    def _asked_before(self, source: str, heard: Heard) -> _Asked:
+        """What this report still shows as if it had not been asked for; nothing once a newer one came."""
+        asked = self._asked.get(source)
+        if asked is not None and not asked.under_way and heard.turn > asked.settled_turn:
+            del self._asked[source]
+            asked = None
+        return asked or _Asked()
 
     def _forget_who_left(self) -> None:
         members = self._watch.current.members
-        for kept in (self._last_batch_s, self._arrivals_s):
+        for kept in (self._last_batch_s, self._arrivals_s, self._asked):
             for name in kept.keys() - members.keys():
                 del kept[name]
-        for name in [n for n, b in self._batches.items() if n not in members and b.settled_turn is not None]:
-            del self._batches[name]
 
     # What becomes of a plan
 
@@ -143,19 +144,23 @@ class Passes:
         if member is None:
             return
         self._last_batch_s[source] = time.monotonic()
-        batch = self._batches[source] = _Batch(frozenset(move.request_id for move in moves))
+        asked = self._asked.setdefault(source, _Asked())
+        asked.request_ids.update(move.request_id for move in moves)
+        asked.under_way = True
         for move in moves:
             self._metrics.count_move(source, move.target, Outcome.ASKED)
-        self._background.start(self._ask(member, moves, fence, batch), f"migrate-{source}")
+        self._background.start(self._ask(member, moves, fence, asked), f"migrate-{source}")
 
-    async def _ask(self, member: Member, moves: list[Move], fence: int, batch: _Batch) -> None:
+    async def _ask(self, member: Member, moves: list[Move], fence: int, asked: _Asked) -> None:
         source = member.registration.instance
         reply: MigrateReply | None = None
         try:
             reply = await self._migrator.migrate(member.registration.grpc_address, moves, fence)
         finally:
             heard = self._telemetry.heard.get(source)
-            batch.settled_turn = heard.turn if heard is not None else 0
+            asked.under_way = False
+            asked.settled_turn = heard.turn if heard is not None else 0
+            asked.gone.update(reply.moved if reply is not None else ())
             self._record(source, moves, reply)
 
     def _record(self, source: str, moves: Sequence[Move], reply: MigrateReply | None) -> None:
@@ -179,9 +184,9 @@ class Passes:
         log.info("rebalance.batch", extra={"source": source, "asked": len(moves), "done": num_done})
 
 
-def _work(queued: QueuedReport, received_s: float, asked: frozenset[str]) -> QueuedWork:
+def _work(queued: QueuedReport, received_s: float, *, movable: bool) -> QueuedWork:
     """A queued request on this process's clock."""
-    work = QueuedWork(
+    return QueuedWork(
         queued=QueuedRequest(
             request_id=queued.request_id,
             arrival_s=received_s - queued.waited_s,
@@ -194,6 +199,5 @@ def _work(queued: QueuedReport, received_s: float, asked: frozenset[str]) -> Que
         backup=queued.backup or None,
         backup_cached_tokens=queued.backup_cached_tokens,
         feasible=queued.feasible,
-        movable=queued.movable,
+        movable=queued.movable and movable,
     )
-    return replace(work, movable=False) if queued.request_id in asked else work

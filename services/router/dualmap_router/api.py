@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -65,16 +66,16 @@ class Api:
         path = scope.path
         request_id = scope.headers.get("x-request-id") or secrets.token_hex(16)
         own = [("x-request-id", request_id)]
-        self.in_flight += 1
-        self.idle.clear()
         try:
             if path in INFERENCE_PATHS:
-                await self._inference(scope, proto, path, request_id)
+                with self._counted():
+                    await self._inference(scope, proto, path, request_id)
             elif not self._local(scope, proto, path):
                 if path == "/debug/explain":
                     await self._explain(scope, proto)
                 else:
-                    await self._passthrough(scope, proto, path, request_id)
+                    with self._counted():
+                        await self._passthrough(scope, proto, path, request_id)
         except ApiError as error:
             self._metrics.request(_label(path), error.status)
             front.send_error(proto, error, own)
@@ -89,6 +90,14 @@ class Api:
             self._metrics.request(_label(path), 500)
             fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
             front.send_error(proto, fault, own)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a request that an engine works for."""
+        self.in_flight += 1
+        self.idle.clear()
+        try:
+            yield
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -105,19 +114,9 @@ class Api:
         started_s = asyncio.get_running_loop().time()
         request = parse_inference(path, body)
         self._check_model(request.model)
-        flight = self._flight(scope, path, request_id, body, started_s, request, options)
-        flight.sink = Answer(
-            proto,
-            request.stream,
-            self._settings.max_answer_bytes,
-            self._headers,
-            lambda status: self._metrics.request(path, status),
-        )
-        watch = front.watch_client(proto, flight.client_gone)
-        try:
-            await self._pilot.fly(flight)
-        finally:
-            watch.cancel()
+        sink = self._answer(proto, request.stream, path)
+        flight = self._flight(scope, path, request_id, body, started_s, request, options, sink)
+        await self._fly(flight, proto)
 
     def _flight(
         self,
@@ -128,6 +127,7 @@ class Api:
         started_s: float,
         request: InferenceRequest,
         options: Options,
+        sink: Answer,
     ) -> Flight:
         prompt = self._placement.prompt(
             request.prompt,
@@ -144,7 +144,7 @@ class Api:
             headers=front.engine_headers(scope),
             body=body,
             started_s=started_s,
-            sink=None,  # type: ignore[arg-type]
+            sink=sink,
             prompt=prompt,
             slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
             rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
@@ -152,6 +152,24 @@ class Api:
             streamed=request.stream,
             hide_usage=streams_openai and not request.wants_usage and not request.has_stream_options,
         )
+
+    def _answer(self, proto: Any, stream: bool, path: str) -> Answer:
+        label = _label(path)
+        return Answer(
+            proto,
+            stream,
+            self._settings.max_answer_bytes,
+            self._headers,
+            lambda status: self._metrics.request(label, status),
+        )
+
+    async def _fly(self, flight: Flight, proto: Any) -> None:
+        watch = front.watch_client(proto, flight.client_gone)
+        try:
+            await self._pilot.fly(flight)
+        finally:
+            watch.cancel()
+            flight.sink.close()
 
     def _admit(self) -> None:
         if self.draining:
@@ -250,7 +268,8 @@ class Api:
         path = "/v1/chat/completions" if b'"messages"' in body else "/v1/completions"
         request = parse_inference(path, body)
         self._check_model(request.model)
-        flight = self._flight(scope, path, "explain", body, 0.0, request, options)
+        sink = self._answer(proto, False, path)
+        flight = self._flight(scope, path, "explain", body, 0.0, request, options, sink)
         assert flight.prompt is not None
         report = await explain(self._placement, flight.prompt, flight.slo_s, flight.rule)
         front.send(proto, 200, [front.JSON], msgspec.json.encode(report))
@@ -268,19 +287,9 @@ class Api:
             headers=front.engine_headers(scope),
             body=body,
             started_s=asyncio.get_running_loop().time(),
-            sink=Answer(
-                proto,
-                True,
-                self._settings.max_answer_bytes,
-                self._headers,
-                lambda status: self._metrics.request(_label(path), status),
-            ),
+            sink=self._answer(proto, True, path),
         )
-        watch = front.watch_client(proto, flight.client_gone)
-        try:
-            await self._pilot.fly(flight)
-        finally:
-            watch.cancel()
+        await self._fly(flight, proto)
 
 
 def _label(path: str) -> str:

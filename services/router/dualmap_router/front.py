@@ -136,8 +136,10 @@ class Answer:
             raise ClientGoneError from exc
 
     async def end(self) -> None:
-        """Send what was kept; a stream ends by itself."""
-        if self._transport is None:
+        """Send what was kept; a stream ends when its transport is let go."""
+        if self._transport is not None:
+            self.close()
+        else:
             self.answered = True
             self._on_answered(self._status)
             send(self._proto, self._status, self._headers, b"".join(self._chunks))
@@ -155,6 +157,12 @@ class Answer:
             await self._transport.send_bytes(b"data: " + error.body() + b"\n\n")
         except (ProtocolClosed, ProtocolError):
             return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let the transport go: Granian ends the response when nothing refers to it."""
+        self._transport = None
 
 
 def watch_client(proto: Any, gone: Callable[[], None]) -> "asyncio.Future[None]":

@@ -20,7 +20,6 @@ from dualmap_wire.v1.worker_pb2_grpc import WorkerDataStub
 
 log = logging.getLogger(__name__)
 
-_EOF = grpc.aio.EOF  # type: ignore[attr-defined]
 _MAX_FRAME_BYTES = 1 << 20
 _MAX_BACKOFF_S = 2.0
 _CHANNEL_OPTIONS = (
@@ -122,6 +121,7 @@ class Session:
         self._flush = asyncio.Event()
         self.connected = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"session-{instance}")
+        self._task.add_done_callback(self._died)
 
     def __len__(self) -> int:
         """Exchanges that have not ended."""
@@ -162,6 +162,10 @@ class Session:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    def _died(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("session.died", extra={"instance": self.instance}, exc_info=task.exception())
+
     async def _run(self) -> None:
         backoff_s = 0.05
         while True:
@@ -190,14 +194,14 @@ class Session:
         call = WorkerDataStub(channel).Session()  # type: ignore[call-arg]  # frames are written below
         await call.write(pb.RouterFrame(hello=self._hello))
         # The worker answers Hello with an empty frame: the session works in both directions.
-        if await call.read() is _EOF:
+        if not isinstance(await call.read(), pb.WorkerFrame):
             return
         self.connected = True
         self._changed()
         log.info("session.connected", extra={"instance": self.instance})
         writer = asyncio.get_running_loop().create_task(self._write(call), name=f"write-{self.instance}")
         try:
-            async for frame in call:
+            while isinstance(frame := await call.read(), pb.WorkerFrame):
                 for event in frame.events:
                     exchange = self._exchanges.get(event.stream)
                     if exchange is not None:

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from dualmap_service.errors import StoreError
+from dualmap_service.store import Store
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import Perf, parse_perf
 from dualmap_wire.redis_keys import LEASE_MS, PoolKeys
 from dualmap_wire.telemetry import Registration, decode_registration, encode_registration
-
-from dualmap_service.errors import StoreError
-from dualmap_service.store import Store
 
 log = logging.getLogger(__name__)
 

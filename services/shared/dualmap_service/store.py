@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from dualmap_wire.redis_functions import function_name, library
 from redis.asyncio.connection import Connection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dualmap_service.errors import StoreError, StoreUnavailableError
+from dualmap_wire.redis_functions import function_name, library
 
 log = logging.getLogger(__name__)
 

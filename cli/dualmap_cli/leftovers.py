@@ -1,0 +1,92 @@
+"""What a system holds when it should hold nothing: charges, queues, open requests, buffered bytes."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import grpc
+import msgspec
+from redis.asyncio import Redis
+
+from dualmap_wire.errors import WireError
+from dualmap_wire.redis_keys import PoolKeys
+from dualmap_wire.telemetry import decode_registration
+from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub
+
+
+class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
+    """All zero in a system at rest."""
+
+    charges_s: float = 0.0
+    """Booked prefill seconds in Redis."""
+    charges: int = 0
+    """Charges by id, in Redis and in routers."""
+    queued: int = 0
+    sessions: int = 0
+    """Requests open in routers, on their sessions and in workers."""
+    buffers: int = 0
+    """Bytes of answers that wait in workers."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is left."""
+        return self == Leftovers()
+
+
+async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) -> Leftovers:
+    """Ask Redis, every router and every worker."""
+    keys = PoolKeys(pool)
+    redis: Any = Redis.from_url(redis_url)  # its stub does not know that replies are bytes here
+    try:
+        booked = await redis.hvals(keys.charges)
+        charges = 0
+        for router in await redis.smembers(keys.routers):
+            charges += await redis.hlen(keys.router_charges(router.decode()))
+        registrations = await redis.hvals(keys.instances)
+    finally:
+        await redis.aclose()
+    queued = running = buffers = 0
+    for packed in registrations:
+        described = await _describe(packed)
+        if described is not None:
+            queued += described.queued
+            running += described.running
+            buffers += described.buffered_bytes
+    async with aiohttp.ClientSession() as http:
+        for url in router_urls:
+            async with http.get(f"{url}/readyz") as response:
+                state = await response.json()
+            charges += state["live_charges"]
+            running += state["in_flight"] + state["exchanges"]
+    return Leftovers(
+        charges_s=sum(int(value) for value in booked) / 1e6,
+        charges=charges,
+        queued=queued,
+        sessions=running,
+        buffers=buffers,
+    )
+
+
+async def _describe(packed: bytes) -> pb.DescribeReply | None:
+    try:
+        address = decode_registration(packed).grpc_address
+        async with grpc.aio.insecure_channel(address) as channel:
+            reply: pb.DescribeReply = await WorkerControlStub(channel).Describe(
+                pb.DescribeRequest(), timeout=5.0
+            )
+            return reply
+    except (WireError, grpc.aio.AioRpcError):
+        return None
+
+
+async def settle(redis_url: str, pool: str, router_urls: Sequence[str], timeout_s: float = 10.0) -> Leftovers:
+    """The leftovers once they are zero, or what is still there after `timeout_s`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        left = await find_leftovers(redis_url, pool, router_urls)
+        if left.clean or loop.time() > deadline:
+            return left
+        await asyncio.sleep(0.1)

@@ -1,0 +1,237 @@
+"""The route function decides as `dualmap.choose` does, on any state of a pool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualmap.choose import POLICIES, choose
+from dualmap.prefix_key import MAX_DEPTH
+from dualmap.types import ChoiceRequest, ChoiceRule, Decision, PrefillSpeed
+from dualmap_wire.redis_functions import (
+    STALE_PERF_US,
+    Perf,
+    RouteCall,
+    Routed,
+    pack_hashes,
+    parse_route,
+)
+from tests.wire.pool import WirePool, perf, route_call
+
+NAMES = ("w1", "w10", "w2", "W3", "é", "w-4.svc:80")
+HASHES = [0x1000 + i for i in range(40)]
+
+SPEEDS = st.builds(
+    PrefillSpeed, st.sampled_from([0.0, 0.02]), st.floats(0, 1e-3), st.sampled_from([0.0, 3e-9, 1e-8])
+)
+# Coarse values beside fine ones: ties must fall alike too.
+BOOKED_US = st.integers(0, 20).map(lambda half: half * 500_000) | st.integers(0, 30_000_000)
+REQUESTS = st.builds(
+    ChoiceRequest,
+    prompt_tokens=st.integers(1, 40_000),
+    chunk_tokens=st.sampled_from([512.0, 487.3, 1.0]) | st.floats(1.0, 2000.0),
+    slo_s=st.sampled_from([0.5, 2.0, 5.0]),
+)
+RULES = st.builds(
+    ChoiceRule,
+    lambda_own=st.floats(0, 4),
+    escape_at=st.floats(0, 1),
+    escape_margin=st.floats(0, 0.3),
+    paper_factor=st.floats(0.2, 1),
+)
+
+
+@dataclass(frozen=True)
+class InstanceState:
+    """What the store holds of one instance."""
+
+    feasible_us: int
+    infeasible_us: int
+    owned_chunks: int
+    perf: Perf | None
+    running_is_booked: bool
+    reported_ago_us: int
+
+
+INSTANCES = st.builds(
+    InstanceState,
+    feasible_us=BOOKED_US,
+    infeasible_us=BOOKED_US,
+    owned_chunks=st.integers(0, len(HASHES)),
+    perf=st.none()
+    | st.builds(
+        perf,
+        speed=SPEEDS,
+        router=st.just("r0"),
+        charge=st.sampled_from(["", "running"]),
+        elapsed_us=st.integers(-1000, 20_000_000),
+        cost_us=st.integers(0, 20_000_000),
+        feasible=st.booleans(),
+        held=st.sampled_from([False, False, False, True]),
+    ),
+    running_is_booked=st.booleans(),
+    reported_ago_us=st.sampled_from([0, 0, 0, STALE_PERF_US - 500_000, STALE_PERF_US + 1, 10 * STALE_PERF_US]),
+)
+
+
+def write(pool: WirePool, states: dict[str, InstanceState], splits: set[int], turn: int) -> None:
+    """Make the store hold a state, as the functions and their callers would have left it."""
+    seconds, micros = pool.client.time()
+    now_us = seconds * 1_000_000 + micros
+    keys = pool.keys
+    with pool.client.pipeline(transaction=False) as pipe:
+        pipe.flushall()
+        for name, state in states.items():
+            # An idle instance has no field at all.
+            for kind, us in (("f", state.feasible_us), ("i", state.infeasible_us)):
+                if us:
+                    pipe.hincrby(keys.charges, f"{kind}:{name}", us)
+            if state.owned_chunks:
+                owned = HASHES[: state.owned_chunks]
+                pipe.zadd(keys.own(name), {pack_hashes([h]): -i for i, h in enumerate(owned)})
+            if state.perf is not None:
+                started_us = now_us - state.perf.started_us
+                charge = state.perf.running_charge and f"run:{name}"
+                packed = replace(
+                    state.perf,
+                    started_us=started_us,
+                    running_charge=charge,
+                    reported_us=now_us - state.reported_ago_us,
+                ).pack()
+                pipe.hset(keys.perf, name, packed)
+                if charge and state.running_is_booked:
+                    pipe.hset(keys.router_charges("r0"), charge, f"f {state.perf.cost_us} {name}")
+        if splits:
+            pipe.sadd(keys.key("keys", "splits"), *(pack_hashes([h]) for h in splits))
+            pipe.hset(keys.key("keys"), mapping={"seen": 7, "total": "6.9", "version": len(splits)})
+        pipe.set(keys.key("turn"), turn)
+        pipe.execute()
+
+
+def decide(pool: WirePool, call: RouteCall, names: Sequence[str], turn: int, now_us: int) -> Decision:
+    """The core's decision over what `views` answers."""
+    views = {view.instance: view for view in pool.views(names, call.hashes, now_us)}
+    in_order = sorted(names)
+    others = [
+        views[name]
+        for name in in_order[call.start % len(names) :] + in_order[: call.start % len(names)]
+        if name not in call.pair
+    ]
+    return choose(call.request, [views[name] for name in call.pair], others, call.rule, turn)
+
+
+def check(got: Routed, expected: Decision) -> None:
+    assert (got.instance, got.backup, got.reason) == (expected.instance, expected.backup, expected.reason)
+    chosen = expected.chosen
+    assert (got.feasible, got.owned_chunks) == (chosen.feasible, chosen.owned_chunks)
+    # Whole microseconds, rounded down.
+    for got_s, expected_s in ((got.wait_s, chosen.wait_s), (got.own_s, chosen.own_s), (got.ttft_s, chosen.ttft_s)):
+        assert -1e-9 <= expected_s - got_s <= 1.001e-6
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=200)
+@given(
+    states=st.lists(INSTANCES, min_size=1, max_size=len(NAMES)),
+    order=st.permutations(NAMES),
+    request=REQUESTS,
+    rule=RULES,
+    chunks=st.integers(0, len(HASHES)),
+    start=st.integers(0, 1000),
+    turn=st.integers(0, 20),
+)
+def test_any_state(
+    pool: WirePool,
+    policy: str,
+    states: list[InstanceState],
+    order: list[str],
+    request: ChoiceRequest,
+    rule: ChoiceRule,
+    chunks: int,
+    start: int,
+    turn: int,
+) -> None:
+    names = order[: len(states)]
+    write(pool, dict(zip(names, states, strict=True)), set(HASHES[:3]), turn)
+    call = route_call(
+        names,
+        request=request,
+        rule=replace(rule, policy=policy),
+        hashes=HASHES[:chunks],
+        key_depth=min(chunks, MAX_DEPTH),
+        start=start,
+        book=False,
+        count=False,
+    )
+    before = dump(pool)
+    reply = pool.route_raw(call)
+    got = parse_route(reply)
+    assert isinstance(got, Routed)
+    check(got, decide(pool, call, names, turn, reply[-1]))
+    # A dry run leaves no trace.
+    assert dump(pool) == before
+
+
+def dump(pool: WirePool) -> dict[bytes, Any]:
+    """Everything that the store holds."""
+    return {key: pool.client.dump(key) for key in pool.client.keys()}
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
+    """State made by the functions themselves: bookings, folds, ownership, releases."""
+    pool.client.flushall()
+    names = NAMES[: data.draw(st.integers(2, len(NAMES)), label="instances")]
+    for name in names:
+        pool.register(name)
+    fence = pool.lead("leader")
+    booked: list[str] = []
+    turn = 0
+    for step in range(12):
+        if data.draw(st.booleans(), label="fold"):
+            running = data.draw(st.sampled_from(["", *booked]))
+            report = perf(
+                data.draw(SPEEDS), "r1", running, data.draw(st.integers(0, 3_000_000)), 2_000_000, data.draw(st.booleans())
+            )
+            assert pool.fold(fence, (data.draw(st.sampled_from(names)), 1, report)) == 1
+        policy = data.draw(st.sampled_from(list(POLICIES)))
+        hashes = HASHES[: data.draw(st.integers(0, len(HASHES)))]
+        call = route_call(
+            names,
+            charge=f"c{step}",
+            request=data.draw(REQUESTS),
+            rule=ChoiceRule(policy=policy),
+            hashes=hashes,
+            pair=data.draw(st.permutations(names))[:2],
+            start=data.draw(st.integers(0, 10)),
+        )
+        dry = pool.route_raw(replace(call, book=False))
+        check(parsed(dry), decide(pool, call, names, turn, dry[-1]))
+        got = pool.route(call)
+        assert isinstance(got, Routed)
+        # Only the clock ran between the dry run and the booking.
+        if got.instance == parsed(dry).instance:
+            assert abs(got.ttft_s - parsed(dry).ttft_s) < 1.0
+        turn += policy == "round-robin"
+        booked.append(call.charge_id)
+        pool.own_add(got.instance, hashes)
+        if data.draw(st.booleans(), label="release"):
+            assert pool.call("release", "r1", booked.pop(0)) == 1
+    pool.call("release", "r1", *booked)
+    assert pool.charges() == {} and pool.router_charges("r1") == {}
+
+
+def parsed(reply: list[Any]) -> Routed:
+    got = parse_route(reply)
+    assert isinstance(got, Routed)
+    return got
+
+
+def test_an_unknown_policy_books_nothing(pool: WirePool) -> None:
+    with pytest.raises(Exception, match="policies|nil"):
+        pool.route(route_call(("a", "b"), rule=ChoiceRule(policy="fifo")))
+    assert pool.client.keys() == []

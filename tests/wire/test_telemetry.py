@@ -1,0 +1,135 @@
+"""Telemetry and registrations: golden bytes both ways; anything else is a WireError."""
+
+from dataclasses import fields
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualmap.types import PrefillSpeed
+from dualmap_wire.errors import WireError
+from dualmap_wire.telemetry import (
+    QUEUE_TOPIC,
+    QueuedReport,
+    QueueReport,
+    Registration,
+    RunningReport,
+    decode_registration,
+    decode_report,
+    encode_registration,
+    encode_report,
+)
+
+REPORT = QueueReport(
+    instance="w1",
+    pool="p",
+    generation=3,
+    state="active",
+    speed=(0.5, 0.25, 0.125),
+    fit_samples=2,
+    fit_residual=0.5,
+    bytes_per_token=4.0,
+    busy_s=1.5,
+    held=False,
+    queued_total=1,
+    queued=(QueuedReport(request_id="q", waited_s=0.5, own_s=0.25, slo_s=5.0, prompt_tokens=9, backup="w2"),),
+    running=RunningReport(router="r1", charge_id="c", elapsed_s=0.5, cost_s=1.0, feasible=True),
+    kv_use=0.5,
+)
+REPORT_BYTES = bytes.fromhex(
+    "de0010a8696e7374616e6365a27731a4706f6f6ca170aa67656e65726174696f6e03a57374617465a6616374697665a5"
+    "737065656493cb3fe0000000000000cb3fd0000000000000cb3fc0000000000000ab6669745f73616d706c657302ac66"
+    "69745f726573696475616ccb3fe0000000000000af62797465735f7065725f746f6b656ecb4010000000000000a66275"
+    "73795f73cb3ff8000000000000a468656c64c2ac7175657565645f746f74616c01a6717565756564918baa7265717565"
+    "73745f6964a171a87761697465645f73cb3fe0000000000000a56f776e5f73cb3fd0000000000000a5736c6f5f73cb40"
+    "14000000000000ad70726f6d70745f746f6b656e7309ad6361636865645f746f6b656e7300a87072696f7269747900a8"
+    "6665617369626c65c3a76d6f7661626c65c3a66261636b7570a27732b46261636b75705f6361636865645f746f6b656e"
+    "7300a772756e6e696e6785a6726f75746572a27231a96368617267655f6964a163a9656c61707365645f73cb3fe00000"
+    "00000000a6636f73745f73cb3ff0000000000000a86665617369626c65c3ae656e67696e655f72756e6e696e6700ae65"
+    "6e67696e655f77616974696e6700a66b765f757365cb3fe0000000000000"
+)
+REGISTRATION = Registration(
+    instance="w1",
+    pool="p",
+    model="m",
+    grpc_address="127.0.0.1:1",
+    telemetry_address="tcp://127.0.0.1:2",
+    generation=3,
+    adapters=("lora",),
+)
+REGISTRATION_BYTES = (
+    b'{"instance":"w1","pool":"p","model":"m","grpc_address":"127.0.0.1:1",'
+    b'"telemetry_address":"tcp://127.0.0.1:2","generation":3,"weight":1.0,"state":"active",'
+    b'"kv_tokens":0,"adapters":["lora"],"max_model_len":0,"bytes_per_token":4.0}'
+)
+
+
+def test_a_report_is_these_bytes_both_ways() -> None:
+    assert encode_report(REPORT) == REPORT_BYTES
+    assert decode_report(REPORT_BYTES) == REPORT
+    assert REPORT.prefill_speed == PrefillSpeed(0.5, 0.25, 0.125)
+    assert len(fields(PrefillSpeed)) == 3
+    assert QUEUE_TOPIC == b"dualmap.queue"
+
+
+def test_a_registration_is_these_bytes_both_ways() -> None:
+    assert encode_registration(REGISTRATION) == REGISTRATION_BYTES
+    assert decode_registration(REGISTRATION_BYTES) == REGISTRATION
+
+
+def as_map(payload: bytes) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgpack.unpackb(payload)
+    return decoded
+
+
+def test_another_releases_fields_are_ignored_and_defaults_fill_in() -> None:
+    newer = as_map(REPORT_BYTES) | {"of_tomorrow": [1, 2]}
+    assert decode_report(msgpack.packb(newer)) == REPORT
+    older = as_map(REPORT_BYTES)
+    for name in ("running", "engine_running", "engine_waiting", "kv_use"):
+        del older[name]
+    assert decode_report(msgpack.packb(older)).running is None
+    assert decode_registration(REGISTRATION_BYTES.replace(b'"weight":1.0,', b"")) == REGISTRATION
+
+
+@pytest.mark.parametrize("name", [f.name for f in msgspec.structs.fields(QueueReport) if f.required])
+def test_a_missing_field_is_an_error(name: str) -> None:
+    report = as_map(REPORT_BYTES)
+    del report[name]
+    with pytest.raises(WireError, match=name):
+        decode_report(msgpack.packb(report))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"speed": [1.0, 2.0]}, {"generation": "3"}, {"held": 1}, {"queued": [{}]}, {"running": {"router": "r"}}],
+    ids=repr,
+)
+def test_a_wrong_type_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        decode_report(msgpack.packb(as_map(REPORT_BYTES) | change))
+
+
+@given(cut=st.integers(0, 10_000))
+def test_a_cut_payload_is_an_error(cut: int) -> None:
+    with pytest.raises(WireError):
+        decode_report(REPORT_BYTES[: cut % len(REPORT_BYTES)])
+    with pytest.raises(WireError):
+        decode_registration(REGISTRATION_BYTES[: cut % len(REGISTRATION_BYTES)])
+
+
+@given(payload=st.binary(max_size=80))
+def test_garbage_is_an_error(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_report(payload)
+    with pytest.raises(WireError):
+        decode_registration(payload)
+
+
+@pytest.mark.parametrize("payload", [b'{"instance":"\xff"}', b"{}", b"null", b"[]", b""])
+def test_bad_registrations(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_registration(payload)
