@@ -10,11 +10,14 @@ candidate alone recovers nothing when it is blocked too. A request moves at most
 Sources: DualMap section 3.4, DESIGN section 5.6.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
 from dualmap.types import PrefillSpeed
+
+_TARGETS_WEIGHED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,69 +92,96 @@ def plan_moves(
     last_batch_s: Mapping[str, float] | None = None,
 ) -> list[Move]:
     """One batch of moves off every hot instance that is not cooling down."""
-    state = {queue.instance: queue for queue in instances}
+    pool = _Pool(instances, rule, now_s)
     cooling = last_batch_s or {}
     moves: list[Move] = []
-    for name in sorted(state):
+    for name in sorted(pool.queues):
         if now_s - cooling.get(name, float("-inf")) < rule.cool_down_s:
             continue
         for _ in range(rule.max_batch):
-            if not is_hot(state[name], rule, now_s):
+            if not is_hot(pool.queues[name], rule, now_s):
                 break
-            move = _best_move(state, name, rule, now_s)
+            move = pool.best_move(name)
             if move is None:
                 break
             moves.append(move)
-            _apply(state, move)
+            pool.apply(move)
     return moves
 
 
-def _best_move(
-    state: Mapping[str, InstanceQueue], source: str, rule: RebalanceRule, now_s: float
-) -> Move | None:
-    """The eligible move with the largest benefit, ties to the earliest in serving order."""
-    works = {work.queued.request_id: work for work in state[source].queue}
-    waits = {
-        name: _feasible_wait_s(queue, rule, now_s)
-        for name, queue in state.items()
-        if name != source and queue.accepts
-    }
-    best: Move | None = None
-    for here in _ordered(state[source], rule, now_s)[: rule.max_queue_scan]:
-        work = works[here.request.request_id]
-        if not work.movable:
-            continue
-        age_s = now_s - here.request.arrival_s
-        ttfts = {name: age_s + wait_s + _own_s(work, state[name]) for name, wait_s in waits.items()}
+class _Pool:
+    """The queues as they will be after the moves planned so far, and what a feasible newcomer waits for on each.
 
-        def pays(name: str, here: Ordered = here, ttfts: Mapping[str, float] = ttfts) -> bool:
-            return ttfts[name] <= here.request.slo_s and here.ttft_s - ttfts[name] > rule.margin_s
+    A pass over a large pool must take milliseconds, so a move changes the figures of its two ends only, and a
+    request is weighed against its backup and the few instances with the shortest wait.
+    """
 
-        target = _target(work.backup, ttfts, pays)
-        if target is None:
-            continue
-        benefit_s = here.ttft_s - ttfts[target]
-        if best is None or benefit_s > best.benefit_s:
-            best = Move(here.request.request_id, source, target, benefit_s)
-    return best
+    def __init__(self, instances: Sequence[InstanceQueue], rule: RebalanceRule, now_s: float) -> None:
+        self.queues = {queue.instance: queue for queue in instances}
+        self._rule = rule
+        self._now_s = now_s
+        self._waits = {name: self._wait_s(queue) for name, queue in self.queues.items() if queue.accepts}
 
+    def best_move(self, source: str) -> Move | None:
+        """The eligible move off `source` with the largest benefit, ties to the earliest in serving order."""
+        works = {work.queued.request_id: work for work in self.queues[source].queue}
+        shortest = [
+            name
+            for _, name in nsmallest(
+                _TARGETS_WEIGHED + 1, ((wait_s, name) for name, wait_s in self._waits.items())
+            )
+            if name != source
+        ]
+        best: Move | None = None
+        for here in self._ordered(self.queues[source])[: self._rule.max_queue_scan]:
+            work = works[here.request.request_id]
+            if not work.movable:
+                continue
+            found = self._target(work, here, source, shortest)
+            if found is not None and (best is None or here.ttft_s - found[0] > best.benefit_s):
+                best = Move(here.request.request_id, source, found[1], here.ttft_s - found[0])
+        return best
 
-def _target(backup: str | None, ttfts: Mapping[str, float], pays: Callable[[str], bool]) -> str | None:
-    """Where a request goes, if anywhere: the other candidate if that pays, else who answers soonest."""
-    if backup is not None and backup in ttfts and pays(backup):
-        return backup
-    return min((name for name in ttfts if pays(name)), key=lambda name: (ttfts[name], name), default=None)
+    def apply(self, move: Move) -> None:
+        """Do a move on paper."""
+        source, target = self.queues[move.source], self.queues[move.target]
+        work = next(w for w in source.queue if w.queued.request_id == move.request_id)
+        queued = replace(work.queued, own_s=_own_s(work, target))
+        arrived = replace(work, queued=queued, movable=False, feasible=True)
+        self._put(replace(source, queue=tuple(w for w in source.queue if w is not work)))
+        self._put(replace(target, queue=(*target.queue, arrived)))
 
+    def _put(self, queue: InstanceQueue) -> None:
+        self.queues[queue.instance] = queue
+        if queue.accepts:
+            self._waits[queue.instance] = self._wait_s(queue)
 
-def _ordered(queue: InstanceQueue, rule: RebalanceRule, now_s: float) -> Sequence[Ordered]:
-    """The queue as its worker will serve it."""
-    return order((work.queued for work in queue.queue), now_s, queue.busy_s, rule.order)
+    def _target(
+        self, work: QueuedWork, here: Ordered, source: str, shortest: Sequence[str]
+    ) -> tuple[float, str] | None:
+        """(TTFT there, instance) of where a request goes, if anywhere: its backup if that pays, else who is soonest."""
+        if work.backup is not None and work.backup != source and work.backup in self._waits:
+            ttft_s = self._ttft_s(work, work.backup)
+            if self._pays(here, ttft_s):
+                return ttft_s, work.backup
+        ttfts = ((self._ttft_s(work, name), name) for name in shortest)
+        return min((found for found in ttfts if self._pays(here, found[0])), default=None)
 
+    def _pays(self, here: Ordered, ttft_s: float) -> bool:
+        return ttft_s <= here.request.slo_s and here.ttft_s - ttft_s > self._rule.margin_s
 
-def _feasible_wait_s(queue: InstanceQueue, rule: RebalanceRule, now_s: float) -> float:
-    """What a feasible newcomer would wait for."""
-    ordered = _ordered(queue, rule, now_s)
-    return queue.busy_s + sum(entry.request.own_s for entry in ordered if entry.feasible)
+    def _ttft_s(self, work: QueuedWork, name: str) -> float:
+        """TTFT after a move, counted from the request's arrival."""
+        age_s = self._now_s - work.queued.arrival_s
+        return age_s + self._waits[name] + _own_s(work, self.queues[name])
+
+    def _ordered(self, queue: InstanceQueue) -> Sequence[Ordered]:
+        """The queue as its worker will serve it."""
+        return order((work.queued for work in queue.queue), self._now_s, queue.busy_s, self._rule.order)
+
+    def _wait_s(self, queue: InstanceQueue) -> float:
+        """What a feasible newcomer would wait for."""
+        return queue.busy_s + sum(entry.request.own_s for entry in self._ordered(queue) if entry.feasible)
 
 
 def _own_s(work: QueuedWork, target: InstanceQueue) -> float:
@@ -159,17 +189,3 @@ def _own_s(work: QueuedWork, target: InstanceQueue) -> float:
     cached = work.backup_cached_tokens if target.instance == work.backup else 0
     cached = max(min(cached, work.prompt_tokens - 1), 0)
     return target.speed.prefill_s(max(work.prompt_tokens - cached, 1), cached)
-
-
-def _apply(state: dict[str, InstanceQueue], move: Move) -> None:
-    """What the queues look like after a move."""
-    source, target = state[move.source], state[move.target]
-    work = next(w for w in source.queue if w.queued.request_id == move.request_id)
-    arrived = replace(
-        work,
-        queued=replace(work.queued, own_s=_own_s(work, target)),
-        movable=False,
-        feasible=True,
-    )
-    state[move.source] = replace(source, queue=tuple(w for w in source.queue if w is not work))
-    state[move.target] = replace(target, queue=(*target.queue, arrived))

@@ -1,7 +1,9 @@
 """Expected time to first token, and the fit of an instance's prefill speed from what it was seen to do."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
 from dualmap.types import ChoiceRequest, ChoiceRule, Estimate, InstanceView, PrefillSpeed
 
@@ -15,6 +17,8 @@ _PRIOR_WEIGHT = 0.005
 _MIN_SAMPLE_S = 1e-4
 _FACTOR_GAIN = 0.25
 _MAX_FACTOR = 100.0
+_FACTOR_HALF_LIFE_S = 5.0
+_TRUSTED_SAMPLES = 4
 
 
 def split_prompt(request: ChoiceRequest, owned_chunks: int) -> tuple[int, int]:
@@ -203,11 +207,40 @@ class SpeedTracker:
         """How many times longer than the fit says prefills took lately."""
         return math.exp(self.log_factor)
 
-    def speed(self, overrun: float = 1.0) -> PrefillSpeed:
-        """The speed to expect; `overrun` is elapsed over fitted seconds of a prefill that still runs."""
-        factor = max(self.factor, min(overrun, _MAX_FACTOR))
+    def speed(self, overrun: float = 1.0, idle_s: float = 0.0) -> PrefillSpeed:
+        """The speed to expect.
+
+        `overrun` is elapsed over fitted seconds of a prefill that still runs. `idle_s` is how long none was
+        seen: the factor fades, since an instance that nobody tries could never show that it recovered.
+        """
+        faded = math.exp(self.log_factor * 0.5 ** (idle_s / _FACTOR_HALF_LIFE_S))
+        factor = max(faded, min(overrun, _MAX_FACTOR))
         base = self.fit.speed
         return PrefillSpeed(base.a_s * factor, base.b_s_per_token * factor, base.c_s_per_token2 * factor)
+
+
+def typical_speed(speeds: Iterable[PrefillSpeed]) -> PrefillSpeed:
+    """The pool's median in each term; the default where nothing is known.
+
+    Stands for instances that have prefilled little: a prior that were slower than the pool would keep them
+    from ever being tried.
+    """
+    known = list(speeds)
+    if not known:
+        return DEFAULT_SPEED
+    return PrefillSpeed(
+        median(speed.a_s for speed in known),
+        median(speed.b_s_per_token for speed in known),
+        median(speed.c_s_per_token2 for speed in known),
+    )
+
+
+def believed_speeds(reported: Mapping[str, tuple[PrefillSpeed, int]]) -> dict[str, PrefillSpeed]:
+    """Each instance's speed from (fitted speed, samples behind it); the typical one where samples are few."""
+    typical = typical_speed(speed for speed, samples in reported.values() if samples >= _TRUSTED_SAMPLES)
+    return {
+        name: speed if samples >= _TRUSTED_SAMPLES else typical for name, (speed, samples) in reported.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

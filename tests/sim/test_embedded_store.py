@@ -13,6 +13,7 @@ import psutil
 import pytest
 import redis
 import redis.asyncio
+
 from dualmap_sim import embedded_store
 from dualmap_sim.embedded_store import EmbeddedStore, StoreError
 
@@ -49,7 +50,7 @@ async def test_answers_while_entered_and_leaves_nothing() -> None:
             assert (await client.info("server"))["process_id"] == store.pid
             assert (await client.config_get("save"))["save"] == ""
             assert (await client.config_get("appendonly"))["appendonly"] == "no"
-            folder = (await client.config_get("dir"))["dir"]
+            folder = str((await client.config_get("dir"))["dir"])
         pid, port = store.pid, store.port
         assert await asyncio.to_thread(os.path.isdir, folder)
     assert not await asyncio.to_thread(os.path.exists, folder)

@@ -28,7 +28,8 @@ class WirePool:
     """The functions of one pool as methods; arguments are those of the functions."""
 
     def __init__(self, client: "redis.Redis", name: str = "p") -> None:
-        self.client = client
+        # The client's replies are typed for every way it may decode; here they are bytes.
+        self.client: Any = client
         self.keys = PoolKeys(name)
         client.function_load(library()[1], replace=True)
 
@@ -36,7 +37,9 @@ class WirePool:
         """Call a function of the library."""
         return self.client.fcall(function_name(function), 1, self.keys.prefix, *args)
 
-    def views(self, names: Sequence[str], hashes: Sequence[int] = (), now_us: int | None = None) -> list[InstanceView]:
+    def views(
+        self, names: Sequence[str], hashes: Sequence[int] = (), now_us: int | None = None
+    ) -> list[InstanceView]:
         """What a decision sees, as of `now_us` on the server's clock if given."""
         reply = self.call("views", pack_hashes(hashes), "\n".join(names))
         if now_us is not None:
@@ -52,7 +55,9 @@ class WirePool:
         """The parsed reply of `route`."""
         return parse_route(self.route_raw(call))
 
-    def register(self, instance: str, generation: int = 1, registration: bytes = b"{}", lease_ms: int = LEASE_MS) -> int:
+    def register(
+        self, instance: str, generation: int = 1, registration: bytes = b"{}", lease_ms: int = LEASE_MS
+    ) -> int:
         """A worker's heartbeat; returns the version of the membership."""
         return int(self.call("register", instance, registration, generation, lease_ms))
 
@@ -67,7 +72,9 @@ class WirePool:
 
     def owned(self, instance: str) -> list[int]:
         """What an instance is taken to hold, oldest use first."""
-        return [int.from_bytes(member, "big") for member in self.client.zrange(self.keys.own(instance), 0, -1)]
+        return [
+            int.from_bytes(member, "big") for member in self.client.zrange(self.keys.own(instance), 0, -1)
+        ]
 
     def lead(self, who: str, lease_ms: int = LEASE_MS) -> int:
         """A rebalancer takes or renews the lead."""

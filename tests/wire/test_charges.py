@@ -6,7 +6,14 @@ import pytest
 import redis
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from dualmap.types import ChoiceRequest
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -194,6 +201,4 @@ def test_any_interleaving(store: EmbeddedStore) -> None:
             pass
 
         Machine.pool = pool
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            Machine, settings=settings(max_examples=40, stateful_step_count=30)
-        )
+        run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=30))

@@ -61,11 +61,11 @@ def test_a_deposed_leader_folds_and_reaps_nothing(pool: WirePool) -> None:
     new = pool.lead("b")
     for lease in (pool.keys.instance_lease("w1"), pool.keys.router_lease("r1")):
         pool.client.delete(lease)
-    before = {key: pool.client.dump(key) for key in pool.client.keys()}
+    before = {key: pool.client.dump(key) for key in pool.client.scan_iter()}
     for fence in (old, 0, new + 1):
         assert pool.fold(fence, ("w1", 1, perf())) == -1
         assert pool.call("reap", fence) == [-1, 0, 0]
-    assert {key: pool.client.dump(key) for key in pool.client.keys()} == before
+    assert {key: pool.client.dump(key) for key in pool.client.scan_iter()} == before
     assert pool.fold(new, ("w1", 1, perf())) == 1
     assert pool.call("reap", new) == [1, 1, 1]
 

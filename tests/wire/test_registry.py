@@ -39,7 +39,7 @@ def test_deregistering_leaves_nothing_but_the_version(pool: WirePool) -> None:
     assert pool.call("deregister", "w1", 7) == 1
     assert pool.call("deregister", "w1", 7) == 0
     assert pool.members()[0] == 2 and len(pool.members()) == 2
-    left = {key.decode().removeprefix(pool.keys.prefix) for key in pool.client.keys()}
+    left = {key.decode().removeprefix(pool.keys.prefix) for key in pool.client.scan_iter()}
     assert left == {"version", "fence", "leader"}
 
 

@@ -70,9 +70,7 @@ class CountingRouter:
     num_instances=st.sampled_from([1, 4, 16]),
     length=st.integers(1, 150),
 )
-def test_random_streams(
-    pool: WirePool, seed: int, hot_share: float, num_instances: int, length: int
-) -> None:
+def test_random_streams(pool: WirePool, seed: int, hot_share: float, num_instances: int, length: int) -> None:
     pool.client.flushall()
     chance = random.Random(seed)
     router = CountingRouter(pool, [f"w{i}" for i in range(num_instances)])

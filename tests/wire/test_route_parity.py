@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +74,9 @@ INSTANCES = st.builds(
         held=st.sampled_from([False, False, False, True]),
     ),
     running_is_booked=st.booleans(),
-    reported_ago_us=st.sampled_from([0, 0, 0, STALE_PERF_US - 500_000, STALE_PERF_US + 1, 10 * STALE_PERF_US]),
+    reported_ago_us=st.sampled_from(
+        [0, 0, 0, STALE_PERF_US - 500_000, STALE_PERF_US + 1, 10 * STALE_PERF_US]
+    ),
 )
 
 
@@ -128,7 +131,11 @@ def check(got: Routed, expected: Decision) -> None:
     chosen = expected.chosen
     assert (got.feasible, got.owned_chunks) == (chosen.feasible, chosen.owned_chunks)
     # Whole microseconds, rounded down.
-    for got_s, expected_s in ((got.wait_s, chosen.wait_s), (got.own_s, chosen.own_s), (got.ttft_s, chosen.ttft_s)):
+    for got_s, expected_s in (
+        (got.wait_s, chosen.wait_s),
+        (got.own_s, chosen.own_s),
+        (got.ttft_s, chosen.ttft_s),
+    ):
         assert -1e-9 <= expected_s - got_s <= 1.001e-6
 
 
@@ -177,7 +184,7 @@ def test_any_state(
 
 def dump(pool: WirePool) -> dict[bytes, Any]:
     """Everything that the store holds."""
-    return {key: pool.client.dump(key) for key in pool.client.keys()}
+    return {key: pool.client.dump(key) for key in pool.client.scan_iter()}
 
 
 @settings(max_examples=25)
@@ -195,7 +202,12 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
         if data.draw(st.booleans(), label="fold"):
             running = data.draw(st.sampled_from(["", *booked]))
             report = perf(
-                data.draw(SPEEDS), "r1", running, data.draw(st.integers(0, 3_000_000)), 2_000_000, data.draw(st.booleans())
+                data.draw(SPEEDS),
+                "r1",
+                running,
+                data.draw(st.integers(0, 3_000_000)),
+                2_000_000,
+                data.draw(st.booleans()),
             )
             assert pool.fold(fence, (data.draw(st.sampled_from(names)), 1, report)) == 1
         policy = data.draw(st.sampled_from(list(POLICIES)))
@@ -232,6 +244,6 @@ def parsed(reply: list[Any]) -> Routed:
 
 
 def test_an_unknown_policy_books_nothing(pool: WirePool) -> None:
-    with pytest.raises(Exception, match="policies|nil"):
+    with pytest.raises(redis.ResponseError, match="nil value"):
         pool.route(route_call(("a", "b"), rule=ChoiceRule(policy="fifo")))
     assert pool.client.keys() == []

@@ -67,7 +67,13 @@ def test_a_worker_frame_is_these_bytes_both_ways() -> None:
     assert WORKER_FRAME.SerializeToString(deterministic=True) == WORKER_BYTES
     decoded = pb.WorkerFrame.FromString(WORKER_BYTES)
     assert decoded == WORKER_FRAME
-    assert [event.WhichOneof("what") for event in decoded.events] == ["head", "data", "end", "moved", "failed"]
+    assert [event.WhichOneof("what") for event in decoded.events] == [
+        "head",
+        "data",
+        "end",
+        "moved",
+        "failed",
+    ]
 
 
 def test_bytes_travel_unparsed() -> None:

@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.leadership import Leadership
 from dualmap_rebalancer.metrics import Metrics
 from dualmap_rebalancer.telemetry import Heard, Telemetry
@@ -81,9 +82,10 @@ class Fold:
     async def _write(self, fence: int, due: list[tuple[str, Heard]]) -> bool:
         """One call; false when the rest must wait."""
         now_s = time.monotonic()
+        speeds = self._telemetry.speeds()
         args: list[str | bytes] = [str(fence)]
         for name, heard in due:
-            args += (name, str(heard.report.generation), _perf(heard, now_s).pack())
+            args += (name, str(heard.report.generation), _perf(heard, speeds[name], now_s).pack())
         try:
             with self._metrics.fold_seconds.time():
                 folded = await self._store.function("fold", self._prefix, *args)
@@ -107,14 +109,14 @@ def _facts(report: QueueReport) -> tuple[object, ...]:
     return (report.generation, report.speed, report.held, head)
 
 
-def _perf(heard: Heard, now_s: float) -> Perf:
+def _perf(heard: Heard, speed: PrefillSpeed, now_s: float) -> Perf:
     """A report as `fold` takes it: the running prefill has gone on since the report came."""
     report, running = heard.report, heard.report.running
     if running is None:
-        return Perf(report.prefill_speed, "", "", 0, 0, False, report.held)
+        return Perf(speed, "", "", 0, 0, False, report.held)
     elapsed_s = running.elapsed_s + (now_s - heard.received_s)
     return Perf(
-        speed=report.prefill_speed,
+        speed=speed,
         running_router=running.router,
         running_charge=running.charge_id,
         started_us=round(elapsed_s * 1e6),

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from dualmap.queue_order import QueuedRequest
 from dualmap.rebalance import InstanceQueue, Move, QueuedWork, is_hot, plan_moves
+from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.leadership import Leadership
 from dualmap_rebalancer.metrics import Metrics, Outcome
 from dualmap_rebalancer.migrator import Migrator
@@ -95,21 +96,24 @@ class Passes:
     def _queues(self, now_s: float) -> list[InstanceQueue]:
         """The instances that have reported, as rebalancing sees them."""
         members = self._watch.current.members
+        speeds = self._telemetry.speeds()
         return [
-            self._queue(name, members[name], heard, now_s)
+            self._queue(name, members[name], heard, speeds[name], now_s)
             for name, heard in self._telemetry.heard.items()
             if name in members
         ]
 
-    def _queue(self, name: str, member: Member, heard: Heard, now_s: float) -> InstanceQueue:
+    def _queue(
+        self, name: str, member: Member, heard: Heard, speed: PrefillSpeed, now_s: float
+    ) -> InstanceQueue:
         report, age_s = heard.report, now_s - heard.received_s
         known = age_s <= self._settings.stale_s and report.generation == member.registration.generation
         if not known:
-            return InstanceQueue(name, report.prefill_speed, busy_s=0.0, accepts=False)
+            return InstanceQueue(name, speed, busy_s=0.0, accepts=False)
         asked = self._asked_before(name, heard)
         return InstanceQueue(
             instance=name,
-            speed=report.prefill_speed,
+            speed=speed,
             busy_s=max(report.busy_s - age_s, 0.0),
             queue=tuple(
                 _work(queued, heard.received_s, movable=queued.request_id not in asked.request_ids)

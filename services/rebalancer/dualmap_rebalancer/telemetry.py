@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import zmq
 
+from dualmap.ttft import believed_speeds
+from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.metrics import Metrics
 from dualmap_service.registry import Membership
 from dualmap_wire.errors import WireError
@@ -55,6 +57,15 @@ class Telemetry:
         self._logged_s: dict[str, float] = {}
         self._turn = 0
         self.heard: dict[str, Heard] = {}
+
+    def speeds(self) -> dict[str, PrefillSpeed]:
+        """What to expect of each instance; those that have prefilled little are taken for typical ones."""
+        return believed_speeds(
+            {
+                name: (heard.report.prefill_speed, heard.report.fit_samples)
+                for name, heard in self.heard.items()
+            }
+        )
 
     def follow(self, membership: Membership) -> None:
         """Subscribe to who came, unsubscribe from who left; a new address is both."""

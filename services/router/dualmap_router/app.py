@@ -83,7 +83,7 @@ class RouterApp:
     async def _poll(self) -> None:
         """Read the membership and the telemetry in it; keep the last known through an outage."""
         if await self.watch.poll():
-            self.placement.membership = self.watch.current
+            self.placement.refresh(self.watch.current)
 
     async def _reconcile(self) -> None:
         released = await self.charges.reconcile()

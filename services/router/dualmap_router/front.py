@@ -115,7 +115,9 @@ class Answer:
         self._chunks.clear()
         self._size = 0
         self._status = status
-        self._headers = [(h.name, h.value) for h in headers] + self._own_headers(flight)
+        # The engine echoes the request id as well; ours says the same, and one is enough.
+        self._headers = [(h.name, h.value) for h in headers if h.name != "x-request-id"]
+        self._headers += self._own_headers(flight)
         if self._stream and status == 200:
             self._transport = self._proto.response_stream(status, self._headers)
             self.answered = True

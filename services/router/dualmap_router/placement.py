@@ -12,7 +12,7 @@ from dualmap.choose import choose
 from dualmap.hash_ring import RingPair
 from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
 from dualmap.prefix_key import key_depth
-from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt
+from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt, typical_speed
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
@@ -81,12 +81,20 @@ class Placement:
         self._reachable: frozenset[str] = frozenset()
         self._names: tuple[str, ...] = ()
         self._turn = 0
+        self._typical = DEFAULT_SPEED
 
     # The pool
 
+    def refresh(self, membership: Membership) -> None:
+        """Take the newest telemetry of a membership that may not have changed."""
+        self.membership = membership
+        self._typical = typical_speed(
+            member.perf.speed for member in membership.members.values() if member.perf is not None
+        )
+
     def update(self, membership: Membership, reachable: Set[str]) -> None:
         """Take a new membership, and which of its instances have a session."""
-        self.membership = membership
+        self.refresh(membership)
         weights = {
             name: member.registration.weight
             for name, member in membership.members.items()
@@ -217,7 +225,7 @@ class Placement:
             pair=pair,
             pool="\n".join(names).encode(),
             start=key % len(names),
-            default_speed=DEFAULT_SPEED,
+            default_speed=self._typical,
             max_ttft_s=0.0 if target is not None else self._settings.max_ttft_s,
         )
         return call, candidates
@@ -268,7 +276,7 @@ class Placement:
         feasible_us, infeasible_us = self.charges.own_us(name)
         member = self.member(name)
         perf = member.perf if member is not None else None
-        return instance_view(name, feasible_us, infeasible_us, 0, perf, self.membership.now_us, DEFAULT_SPEED)
+        return instance_view(name, feasible_us, infeasible_us, 0, perf, self.membership.now_us, self._typical)
 
     async def views(self, prompt: Prompt, names: tuple[str, ...]) -> list[InstanceView]:
         """Every instance as a decision would see it now."""
@@ -278,7 +286,7 @@ class Placement:
             )
         except StoreError:
             return [self._local_view(name) for name in names]
-        return parse_views(reply, DEFAULT_SPEED)
+        return parse_views(reply, self._typical)
 
     def _own(self, prompt: Prompt, instance: str) -> None:
         """Write down, off the path, that the instance will hold this prompt."""

@@ -61,7 +61,7 @@ class Admission:
         self.running: set[str] = set()
         self.tracker = SpeedTracker()
         self.load = EngineLoad()
-        self._last_first_byte_s = float("-inf")
+        self._last_first_byte_s = 0.0
 
     # What is known
 
@@ -81,7 +81,7 @@ class Admission:
     def speed(self, now_s: float) -> PrefillSpeed:
         """What to expect of the engine now; a head that overruns its estimate counts at once."""
         if not self.line:
-            return self.tracker.speed()
+            return self.tracker.speed(idle_s=max(now_s - self._last_first_byte_s, 0.0))
         fitted_s = max(self.line[0].own_s(self.tracker.fit.speed), 1e-3)
         return self.tracker.speed(overrun=(now_s - self.head_since_s()) / fitted_s)
 

@@ -115,7 +115,7 @@ class EngineModel:
         num_partial = 0
         for sequence in self._running:
             if sequence.is_prefilling and budget > 0:
-                chunk, cost_s = self._chunk(sequence, budget)
+                chunk, cost_s = self._prefill(sequence, budget)
                 budget -= chunk
                 prefill_s += cost_s
                 work.append((sequence, chunk))
@@ -125,13 +125,11 @@ class EngineModel:
             if not self._admit(sequence):
                 break
             self._waiting.popleft()
-            chunk, cost_s = self._chunk(sequence, budget)
+            chunk, cost_s = self._prefill(sequence, budget)
             budget -= chunk
             prefill_s += cost_s
             work.append((sequence, chunk))
             num_partial += chunk < sequence.num_tokens - sequence.num_computed
-        for sequence, chunk in work:
-            self._commit(sequence, sequence.num_computed + chunk)
         for sequence in decodes:
             self._commit(sequence, sequence.num_computed + 1)
         # At least one sequence always computes: the oldest running one is never preempted, and with none
@@ -193,8 +191,8 @@ class EngineModel:
             and num_partial < profile.max_num_partial_prefills
         )
 
-    def _chunk(self, sequence: Sequence, budget: int) -> tuple[int, float]:
-        """How many tokens to prefill now, and what they cost."""
+    def _prefill(self, sequence: Sequence, budget: int) -> tuple[int, float]:
+        """Schedule a chunk: how many tokens, and what they cost."""
         chunk = min(sequence.num_tokens - sequence.num_computed, budget)
         threshold = self.profile.long_prefill_token_threshold
         if 0 < threshold < chunk:
@@ -203,6 +201,8 @@ class EngineModel:
         if not sequence.started:
             sequence.started = True
             cost_s += self.profile.prefill_request_s
+        # Findable from now on, as in vLLM: who is admitted later in the same step reads what this one writes.
+        self._commit(sequence, sequence.num_computed + chunk)
         return chunk, cost_s
 
     def _admit(self, sequence: Sequence) -> bool:

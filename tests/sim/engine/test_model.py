@@ -79,6 +79,15 @@ def test_generated_tokens_are_cached_for_the_next_turn() -> None:
     assert model.cached_tokens == (32 + 32)
 
 
+def test_requests_of_one_step_share_their_prefix() -> None:
+    model = EngineModel(EngineProfile())
+    for name in ("first", "second"):
+        model.submit(request(name, b"t" * 4 * 160 + name.encode(), 1), 0.0)
+    outcome = model.step(0.0)
+    assert outcome is not None
+    assert [event.cached_tokens for event in outcome.tokens] == [0, 160]
+
+
 def test_salts_share_nothing() -> None:
     model = EngineModel(EngineProfile())
     for salt in ("a", "b", "a"):
