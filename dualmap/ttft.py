@@ -1,9 +1,10 @@
 """Expected time to first token, and the fit of an instance's prefill speed from what it was seen to do."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import TypeAlias
 
 from dualmap.types import ChoiceRequest, ChoiceRule, Estimate, InstanceView, PrefillSpeed
 
@@ -65,12 +66,18 @@ def estimate(request: ChoiceRequest, view: InstanceView, rule: ChoiceRule) -> Es
     )
 
 
+Prefill: TypeAlias = tuple[int, int]
+"""(uncached, cached) tokens of one prefill."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrefillFit:
     """Decayed least squares of a, b, c over observed prefills; `speed` is never negative in any term.
 
-    Each sample is weighted by 1/seconds^2, so that the fit minimises the relative error: a short cached
-    prefill matters to a decision as much as a long cold one. `prior` stands in until samples outweigh it.
+    A sample is a group of prefills and the seconds they took together: engines batch short prefills into one
+    step, whose first tokens come at once, and the model is linear, so a group's terms add up. Samples are
+    weighted by 1/seconds^2, which minimises the relative error: a short cached prefill matters to a decision
+    as much as a long cold one. `prior` stands in until samples outweigh it.
     """
 
     prior: PrefillSpeed = DEFAULT_SPEED
@@ -82,22 +89,28 @@ class PrefillFit:
 
     def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "PrefillFit":
         """The fit after one more prefill of `uncached_tokens` on top of `cached_tokens`."""
+        return self.observe_group([(uncached_tokens, cached_tokens)], seconds)
+
+    def observe_group(self, prefills: Sequence[Prefill], seconds: float) -> "PrefillFit":
+        """The fit after a group of prefills that took `seconds` together."""
         y = max(seconds, _MIN_SAMPLE_S)
-        x = _terms(uncached_tokens, cached_tokens)
-        weight = 1.0 / (y * y)
+        predicted = predict_s(self.speed, prefills)
+        terms = [_terms(uncached, cached) for uncached, cached in prefills]
+        x = tuple(sum(term[i] for term in terms) for i in range(3))
+        # The larger of the two: one sample that is absurdly short must not outweigh all others.
+        weight = 1.0 / max(y, predicted, _MIN_SAMPLE_S) ** 2
         m = self.moments
         added = (
             x[0] * x[0], x[0] * x[1], x[0] * x[2], x[1] * x[1], x[1] * x[2], x[2] * x[2],
             x[0] * y, x[1] * y, x[2] * y,
         )  # fmt: skip
         moments = tuple(_DECAY * old + weight * new for old, new in zip(m, added, strict=True))
-        error = abs(self.speed.prefill_s(uncached_tokens, cached_tokens) - y) / y
         keep = min(self.num_samples / (self.num_samples + 1.0), _DECAY)
         return replace(
             self,
             num_samples=self.num_samples + 1,
             moments=moments,
-            residual=keep * self.residual + (1.0 - keep) * min(error, 10.0),
+            residual=keep * self.residual + (1.0 - keep) * min(abs(predicted - y) / y, 10.0),
         )
 
     @property
@@ -112,6 +125,11 @@ class PrefillFit:
         )
         a, b, c = _solve_non_negative(self.moments, prior)
         return PrefillSpeed(a * _TERM_SCALE[0], b * _TERM_SCALE[1], c * _TERM_SCALE[2])
+
+
+def predict_s(speed: PrefillSpeed, prefills: Iterable[Prefill]) -> float:
+    """Seconds that prefills take one after the other."""
+    return sum(speed.prefill_s(uncached, cached) for uncached, cached in prefills)
 
 
 def _terms(uncached_tokens: int, cached_tokens: int) -> tuple[float, float, float]:
@@ -186,21 +204,20 @@ class SpeedTracker:
     fit: PrefillFit = PrefillFit()
     log_factor: float = 0.0
 
-    def first_byte(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
-        """After a prefill, with the cached tokens that were expected: moves the quick factor."""
-        expected_s = max(self.fit.speed.prefill_s(uncached_tokens, cached_tokens), _MIN_SAMPLE_S)
+    def prefilled(self, prefills: Sequence[Prefill], seconds: float) -> "SpeedTracker":
+        """After a group of prefills, with the cached tokens that were expected: moves the quick factor."""
+        expected_s = max(predict_s(self.fit.speed, prefills), _MIN_SAMPLE_S)
         ratio = min(max(seconds / expected_s, 1.0 / _MAX_FACTOR), _MAX_FACTOR)
         return replace(self, log_factor=self.log_factor + _FACTOR_GAIN * (math.log(ratio) - self.log_factor))
 
-    def finished(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
-        """At the answer's end, when the engine has said how much was cached: moves the fit."""
-        return replace(self, fit=self.fit.observe(uncached_tokens, cached_tokens, seconds))
+    def confirmed(self, prefills: Sequence[Prefill], seconds: float) -> "SpeedTracker":
+        """When the engine has said how much was cached: moves the fit."""
+        return replace(self, fit=self.fit.observe_group(prefills, seconds))
 
     def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "SpeedTracker":
         """Both at once, where the cached tokens are known from the start."""
-        return self.first_byte(uncached_tokens, cached_tokens, seconds).finished(
-            uncached_tokens, cached_tokens, seconds
-        )
+        prefills = [(uncached_tokens, cached_tokens)]
+        return self.prefilled(prefills, seconds).confirmed(prefills, seconds)
 
     @property
     def factor(self) -> float:

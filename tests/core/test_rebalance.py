@@ -130,11 +130,13 @@ def test_requests_that_may_not_move_stay() -> None:
     assert plan(kept, queue("b")) == []
 
 
-def test_a_request_moves_at_most_once_even_through_hot_instances() -> None:
-    # b is hot too, so what arrives there would leave again at once.
-    moves = plan(hot("a", 12), hot("b", 6), queue("c"), queue("d"))
-    moved = [m.request_id for m in moves]
-    assert len(moved) == len(set(moved))
+def test_a_request_moves_at_most_once_even_to_a_hot_instance() -> None:
+    # b is hot by age and c idle: what arrives on b would leave again at once.
+    kept = (work(f"a{i}", age_s=1, movable=False) for i in range(5))
+    source = queue("a", *kept, work("r", age_s=0.5))
+    b = queue("b", work("old", age_s=3.2, movable=False), busy_s=0.5)
+    assert is_hot(b, RULE, NOW_S)
+    assert [(m.request_id, m.target) for m in plan(source, b, queue("c"))] == [("r", "b")]
 
 
 def test_cool_down() -> None:

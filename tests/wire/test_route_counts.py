@@ -99,6 +99,19 @@ def test_through_two_rotations(pool: WirePool) -> None:
     assert router.stale <= len(versions)
 
 
+def test_a_split_prefix_that_grows_rare_is_unsplit_when_seen(pool: WirePool) -> None:
+    router = CountingRouter(pool)
+    for i in range(100):
+        router.route([1, 1000 + i])
+    assert router.counts.splits == {1}
+    for rounds in range(3):
+        for i in range(350):
+            router.route([10_000 * (rounds + 1) + i])
+        router.route([1, 2])
+        router.check()
+    assert router.counts.splits == set()
+
+
 def test_an_old_split_set_is_replaced_and_nothing_is_counted_or_booked(pool: WirePool) -> None:
     router = CountingRouter(pool)
     while not router.counts.splits:

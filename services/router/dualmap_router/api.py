@@ -140,7 +140,7 @@ class Api:
         return Flight(
             request_id=request_id,
             method="POST",
-            path=path + (f"?{scope.query_string}" if scope.query_string else ""),
+            path=front.engine_path(scope),
             headers=front.engine_headers(scope),
             body=body,
             started_s=started_s,
@@ -283,7 +283,7 @@ class Api:
         flight = Flight(
             request_id=request_id,
             method=scope.method,
-            path=path + (f"?{scope.query_string}" if scope.query_string else ""),
+            path=front.engine_path(scope),
             headers=front.engine_headers(scope),
             body=body,
             started_s=asyncio.get_running_loop().time(),

@@ -7,6 +7,7 @@ is also bounded in total.
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian._granian import RSGIProtocolError as ProtocolError
@@ -61,6 +62,12 @@ async def read_body(scope: Any, proto: Any, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise ApiError(413, f"the request body is larger than {max_bytes} bytes", code="body_too_large")
     return b"".join(chunks)
+
+
+def engine_path(scope: Any) -> str:
+    """Path and query as the client sent them: Granian decodes the path once, the engine does so again."""
+    query = f"?{scope.query_string}" if scope.query_string else ""
+    return quote(scope.path, safe="/:@!$&'()*+,;=~", errors="surrogatepass") + query
 
 
 def engine_headers(scope: Any) -> list[pb.Header]:

@@ -8,12 +8,15 @@ estimate says so.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
-from dualmap.ttft import SpeedTracker
+from dualmap.ttft import Prefill, SpeedTracker
 from dualmap.types import PrefillSpeed
 from dualmap_worker.engine import EngineLoad
+
+_TOGETHER = 0.5
+"""A first byte that comes within this share of its own expected prefill was computed with the one before."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,7 @@ class Job:
     started_s: float | None = None
     first_byte_s: float | None = None
     prefill_s: float | None = None
+    group: "_Group | None" = None
 
     @property
     def uncached_tokens(self) -> int:
@@ -46,6 +50,16 @@ class Job:
     def own_s(self, speed: PrefillSpeed) -> float:
         """Expected prefill seconds."""
         return speed.prefill_s(self.uncached_tokens, self.cached_tokens)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Prefills whose first bytes came together: only their sum was observed."""
+
+    seconds: float = 0.0
+    expected: list[Prefill] = field(default_factory=list)
+    actual: list[Prefill] = field(default_factory=list)
+    closed: bool = False
 
 
 class Admission:
@@ -62,6 +76,7 @@ class Admission:
         self.tracker = SpeedTracker()
         self.load = EngineLoad()
         self._last_first_byte_s = 0.0
+        self._group = _Group()
 
     # What is known
 
@@ -141,8 +156,14 @@ class Admission:
         job.first_byte_s = now_s
         since_s = job.started_s if job.started_s is not None else now_s
         job.prefill_s = max(now_s - max(since_s, self._last_first_byte_s), 0.0)
-        self.tracker = self.tracker.first_byte(job.uncached_tokens, job.cached_tokens, job.prefill_s)
+        if job.prefill_s > _TOGETHER * job.own_s(self.tracker.speed()):
+            self._close_group()
+        job.group = self._group
+        self._group.seconds += job.prefill_s
+        self._group.expected.append((job.uncached_tokens, job.cached_tokens))
         self._leave_line(job, now_s)
+        if not self.line:
+            self._close_group()
 
     def finish(
         self, job: Job, now_s: float, prompt_tokens: int = 0, cached_tokens: int | None = None
@@ -151,9 +172,23 @@ class Admission:
         if job in self.line:
             self._leave_line(job, now_s)
         self.running.discard(job.request_id)
-        if job.prefill_s is not None and prompt_tokens > 0 and cached_tokens is not None:
-            uncached = max(prompt_tokens - cached_tokens, 1)
-            self.tracker = self.tracker.finished(uncached, cached_tokens, job.prefill_s)
+        group = job.group
+        if group is not None and prompt_tokens > 0 and cached_tokens is not None:
+            group.actual.append((max(prompt_tokens - cached_tokens, 1), cached_tokens))
+            self._confirm(group)
+
+    def _close_group(self) -> None:
+        """Nothing more belongs to the latest first bytes: what they took together is a sample."""
+        group, self._group = self._group, _Group()
+        if group.expected:
+            group.closed = True
+            self.tracker = self.tracker.prefilled(group.expected, group.seconds)
+            self._confirm(group)
+
+    def _confirm(self, group: _Group) -> None:
+        """Fit a group once the engine has told the cached tokens of all of it."""
+        if group.closed and len(group.actual) == len(group.expected):
+            self.tracker = self.tracker.confirmed(group.actual, group.seconds)
 
     def _leave_line(self, job: Job, now_s: float) -> None:
         # Only a prefill that ended frees the engine for the next; one that left from behind changes nothing.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
 
@@ -101,7 +102,8 @@ class Engine:
         try:
             async with self.http.request(
                 method,
-                self.url + path,
+                # As it is: a URL that is decoded and tidied up could name another endpoint.
+                URL(self.url + path, encoded=True),
                 data=body or None,
                 headers={**headers, **self._key},
                 allow_redirects=False,
