@@ -69,14 +69,16 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
     )
 
 
+async def describe(address: str) -> pb.DescribeReply:
+    """What a worker says of itself; AioRpcError when it does not answer."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        reply: pb.DescribeReply = await WorkerControlStub(channel).Describe(pb.DescribeRequest(), timeout=5.0)
+        return reply
+
+
 async def _describe(packed: bytes) -> pb.DescribeReply | None:
     try:
-        address = decode_registration(packed).grpc_address
-        async with grpc.aio.insecure_channel(address) as channel:
-            reply: pb.DescribeReply = await WorkerControlStub(channel).Describe(
-                pb.DescribeRequest(), timeout=5.0
-            )
-            return reply
+        return await describe(decode_registration(packed).grpc_address)
     except (WireError, grpc.aio.AioRpcError):
         return None
 

@@ -249,7 +249,7 @@ end
 -- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
 -- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
 -- Returns {'ok', instance, backup, reason, feasible, owned chunks, wait, own and TTFT in microseconds, now_us}
--- or {'stale', version, split...} or {'overload', TTFT in microseconds}.
+-- or {'stale', version, split...} or {'overload', wait in microseconds}.
 local function route(keys, args)
   local prefix, hashes = keys[1], args[2]
   local a = cmsgpack.unpack(args[1])
@@ -259,7 +259,7 @@ local function route(keys, args)
   }
   for name in string.gmatch(args[3], '[^\n]+') do request.names[#request.names + 1] = name end
   local router, charge, policy, key_depth = a[1], a[2], a[3], a[12]
-  local count, book, start, max_ttft_s, speed = a[15], a[16], a[13], a[17], a[18]
+  local count, book, start, max_wait_s, speed = a[15], a[16], a[13], a[17], a[18]
 
   local state = key_state(prefix)
   if count and state.version ~= a[11] then
@@ -284,7 +284,8 @@ local function route(keys, args)
     observe(prefix, hashes, key_depth, #request.names, state)
   end
   local ttft_us = math.floor(chosen.ttft_s * 1000000)
-  if max_ttft_s > 0 and chosen.ttft_s > max_ttft_s then return { 'overload', ttft_us } end
+  local wait_us = math.floor(chosen.wait_s * 1000000)
+  if max_wait_s > 0 and chosen.wait_s > max_wait_s then return { 'overload', wait_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
   if book then
     local class = chosen.feasible and 'f' or 'i'
@@ -298,7 +299,7 @@ local function route(keys, args)
   end
   return {
     'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
-    math.floor(chosen.wait_s * 1000000), own_us, ttft_us, now,
+    wait_us, own_us, ttft_us, now,
   }
 end
 

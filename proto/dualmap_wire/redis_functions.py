@@ -57,8 +57,8 @@ class RouteCall:
     start: int
     """Where the key's own order of the pool begins."""
     default_speed: PrefillSpeed
-    max_ttft_s: float = 0.0
-    """Answer `Overload` instead of booking beyond this; 0 for no bound."""
+    max_wait_s: float = 0.0
+    """Answer `Overload` instead of booking behind more work than this; 0 for no bound."""
     count: bool = True
     """Count the request along its key; false for a resubmission or a dry run."""
     book: bool = True
@@ -84,7 +84,7 @@ class RouteCall:
                 self.pair,
                 self.count,
                 self.book,
-                self.max_ttft_s,
+                self.max_wait_s,
                 (speed.a_s, speed.b_s_per_token, speed.c_s_per_token2),
             )
         )
@@ -119,9 +119,9 @@ class StaleSplits:
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """Nothing booked: even the chosen instance would answer after the bound."""
+    """Nothing booked: even on the chosen instance the request would wait longer than the bound."""
 
-    ttft_s: float
+    wait_s: float
 
 
 def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:

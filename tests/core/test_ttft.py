@@ -114,6 +114,10 @@ def test_estimates_are_finite_and_grow_with_load(
     held: bool,
     more_s: float,
 ) -> None:
+    if running is not None:
+        # What runs is booked, in its class.
+        feasible_s += running.cost_s if running.feasible else 0.0
+        infeasible_s += 0.0 if running.feasible else running.cost_s
     got = estimate(request(), view(feasible_s, infeasible_s, owned, running, held), RULE)
     assert 0.0 <= got.wait_s < math.inf and 0.0 < got.own_s < math.inf
     assert got.ttft_s == pytest.approx(got.wait_s + got.own_s)

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import io
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -86,9 +88,9 @@ async def post(
 ) -> tuple[int, Any, "aiohttp.typedefs.CIMultiDictProxy[str]"]:
     """(status, decoded JSON, headers) of a POST; `body` is bytes or becomes JSON, `_` in a header is `-`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    payload: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
     named.setdefault("content-type", "application/json")
-    async with http.post(url + path, headers=named, **payload) as response:
+    async with http.post(url + path, headers=named, data=io.BytesIO(data)) as response:
         return response.status, await response.json(), response.headers
 
 
@@ -155,7 +157,7 @@ async def exchange(url: str, data: bytes, eof: bool = False) -> tuple[int, bytes
     reader, writer = await connect(url)
     try:
         async with asyncio.timeout(30):
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 writer.write(data)
                 await writer.drain()
                 if eof:

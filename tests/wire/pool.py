@@ -124,7 +124,7 @@ def route_call(
     split_version: int = 0,
     pair: Sequence[str] | None = None,
     start: int = 0,
-    max_ttft_s: float = 0.0,
+    max_wait_s: float = 0.0,
     count: bool = False,
     book: bool = True,
 ) -> RouteCall:
@@ -141,7 +141,7 @@ def route_call(
         pool="\n".join(sorted(names)).encode(),
         start=start,
         default_speed=SPEED,
-        max_ttft_s=max_ttft_s,
+        max_wait_s=max_wait_s,
         count=count,
         book=book,
     )

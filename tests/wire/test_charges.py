@@ -76,11 +76,14 @@ def test_bookings_spread_since_each_sees_the_one_before(pool: WirePool) -> None:
 
 
 def test_overload_books_nothing_and_says_how_late(pool: WirePool) -> None:
-    call = route_call(NAMES, request=ChoiceRequest(60_000, 512.0, 5.0), max_ttft_s=2.0)
-    got = pool.route(call)
+    huge = ChoiceRequest(60_000, 512.0, 60.0)
+    for charge in ("c1", "c2"):
+        assert isinstance(pool.route(route_call(NAMES, request=huge, charge=charge, max_wait_s=2.0)), Routed)
+    before = pool.charges()
+    got = pool.route(route_call(NAMES, request=huge, charge="late", max_wait_s=2.0))
     assert isinstance(got, Overload)
-    assert got.ttft_s == pytest.approx(SPEED.prefill_s(60_000, 0), abs=1e-6)
-    assert pool.client.keys() == []
+    assert got.wait_s == pytest.approx(SPEED.prefill_s(60_000, 0), abs=1e-6)
+    assert pool.charges() == before
 
 
 def test_a_router_whose_lease_expires_is_reaped(pool: WirePool) -> None:

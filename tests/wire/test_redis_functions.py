@@ -91,7 +91,7 @@ def test_route_arguments_are_these_bytes() -> None:
         pool=b"a\nb\nc",
         start=1,
         default_speed=PrefillSpeed(0.5, 0.25, 0.125),
-        max_ttft_s=30.0,
+        max_wait_s=30.0,
         count=False,
         book=True,
     )

@@ -165,11 +165,14 @@ def test_a_split_set_at_its_bound_travels_whole(pool: WirePool) -> None:
 
 def test_what_is_refused_for_overload_still_counts(pool: WirePool) -> None:
     router = CountingRouter(pool)
-    call = route_call(NAMES, hashes=[1], key_depth=1, count=True, max_ttft_s=1e-6)
+    for number in range(len(NAMES)):
+        pool.route(route_call(NAMES, charge=f"c{number}", count=False))
+    before = pool.charges()
+    call = route_call(NAMES, hashes=[1], key_depth=1, count=True, max_wait_s=1e-6)
     assert isinstance(pool.route(call), Overload)
     router.counts.observe([1], len(NAMES))
     router.check()
-    assert pool.charges() == {}
+    assert pool.charges() == before
 
 
 def test_prompts_without_a_full_chunk_count_towards_the_total(pool: WirePool) -> None:

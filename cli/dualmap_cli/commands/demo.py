@@ -27,16 +27,12 @@ from dualmap_sim.workloads import WorkloadError
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="Requests per model second.",
+    help="Requests per model second  [default: 4, or 1.5 with --trace]",
 )
 @click.option(
     "--time-scale",
     type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Model seconds in a second.",
+    help="Model seconds in a second  [default: 5, or 10 with --trace]",
 )
 @click.option(
     "--slo-s",
@@ -55,8 +51,8 @@ from dualmap_sim.workloads import WorkloadError
 def demo(
     trace: Path | None,
     requests: int,
-    rate: float,
-    time_scale: float,
+    rate: float | None,
+    time_scale: float | None,
     slo_s: float,
     seed: int,
     routers: int,
@@ -74,15 +70,16 @@ def demo(
     options = DemoOptions(
         trace=trace,
         requests=requests,
-        rate_req_s=rate,
-        time_scale=time_scale,
+        rate_req_s=rate or (1.5 if trace else 4.0),
+        time_scale=time_scale or (10.0 if trace else 5.0),
         slo_s=slo_s,
         seed=seed,
         routers=routers,
         instances=instances,
         policy=policy,
         rebalance=not no_rebalancing,
-        hotspot=not no_hotspot,
+        # A trace is shown as it is.
+        hotspot=not no_hotspot and trace is None,
     )
     try:
         summary = uvloop.run(_run(options))

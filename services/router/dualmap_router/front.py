@@ -12,7 +12,7 @@ from urllib.parse import quote
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from granian._granian import RSGIProtocolError as ProtocolError
 
-from dualmap_router.errors import ApiError, ClientGoneError
+from dualmap_router.errors import ApiError, ClientGoneError, bad_request
 from dualmap_router.flight import Flight
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -41,7 +41,14 @@ Pairs: TypeAlias = list[tuple[str, str]]
 
 
 async def read_body(scope: Any, proto: Any, max_bytes: int) -> bytes:
-    """The whole body; ApiError 413 past `max_bytes`."""
+    """The whole body; ApiError 413 past `max_bytes`, 400 when the client ends it early."""
+    try:
+        return await _read_body(scope, proto, max_bytes)
+    except (ProtocolClosed, ProtocolError) as exc:
+        raise bad_request("the request body ended early") from exc
+
+
+async def _read_body(scope: Any, proto: Any, max_bytes: int) -> bytes:
     declared = scope.headers.get("content-length")
     if declared is not None and declared.isdigit() and int(declared) <= max_bytes:
         body: bytes = await proto()

@@ -189,7 +189,7 @@ class Placement:
                 self.splits, self.split_version = routed.splits, routed.version
                 continue
             if isinstance(routed, Overload):
-                raise self._overloaded(routed.ttft_s, slo_s)
+                raise self._overloaded(routed.wait_s)
             self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
             self._own(prompt, routed.instance)
             return _placed(charge_id, call.request, candidates, routed, shared=True)
@@ -226,7 +226,7 @@ class Placement:
             pool="\n".join(names).encode(),
             start=key % len(names),
             default_speed=self._typical,
-            max_ttft_s=0.0 if target is not None else self._settings.max_ttft_s,
+            max_wait_s=0.0 if target is not None else self._settings.max_wait_s,
         )
         return call, candidates
 
@@ -235,7 +235,7 @@ class Placement:
     ) -> tuple[Routed | None, RouteCall, tuple[str, ...]]:
         """What `place` would decide now, booking nothing; no decision while Redis is away."""
         call, candidates = self.route_call(prompt, slo_s, rule)
-        call = replace(call, count=False, book=False, max_ttft_s=0.0)
+        call = replace(call, count=False, book=False, max_wait_s=0.0)
         try:
             routed = await self._ask(call)
         except StoreError:
@@ -257,8 +257,8 @@ class Placement:
         others = (self._local_view(name) for name in rotated if name not in call.pair)
         decision = choose(call.request, pair, others, call.rule, self._turn)
         chosen = decision.chosen
-        if 0.0 < call.max_ttft_s < chosen.ttft_s:
-            raise self._overloaded(chosen.ttft_s, call.request.slo_s)
+        if 0.0 < call.max_wait_s < chosen.wait_s:
+            raise self._overloaded(chosen.wait_s)
         self.charges.booked(call.charge_id, chosen.instance, chosen.own_s, chosen.feasible)
         routed = Routed(
             instance=chosen.instance,
@@ -305,13 +305,13 @@ class Placement:
             pack_hashes(prompt.hashes),
         )
 
-    def _overloaded(self, ttft_s: float, slo_s: float) -> ApiError:
+    def _overloaded(self, wait_s: float) -> ApiError:
         return ApiError(
             429,
             "every instance is busy for longer than this service lets a request wait; try again later",
             "rate_limit_error",
             "overloaded",
-            retry_after_s=max(1.0, min(ttft_s - slo_s, 60.0)),
+            retry_after_s=max(1.0, min(wait_s - self._settings.max_wait_s, 60.0)),
         )
 
 

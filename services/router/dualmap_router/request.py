@@ -16,6 +16,7 @@ from dualmap.choose import POLICIES
 from dualmap_router.errors import ApiError, bad_request
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 
 
 class _StreamOptions(msgspec.Struct):
@@ -27,7 +28,7 @@ class _Common(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     cache_salt: str | None = None
-    priority: int | None = None
+    priority: _Int32 | None = None
 
 
 class _Message(msgspec.Struct):

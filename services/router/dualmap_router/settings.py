@@ -25,8 +25,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     escape_at: NonNegative = _RULE.escape_at
     escape_margin: NonNegative = _RULE.escape_margin
     paper_factor: Positive = _RULE.paper_factor
-    max_ttft_s: NonNegative = 120.0
-    """429 when even the chosen instance is expected to answer later than this; 0 for no bound."""
+    max_wait_s: NonNegative = 120.0
+    """429 when a request would wait longer than this even on the chosen instance; 0 for no bound."""
     chunk_bytes: Count = DEFAULT_CHUNK_BYTES
     max_chunks: Count = 1024
     """Leading chunks of a prompt that are hashed; what follows is not shared often enough to look at."""

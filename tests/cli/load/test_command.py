@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from dualmap_cli.commands.load import load
 
+from dualmap_cli.commands.load import load
 from tests.cli.load.endpoint import Endpoint, serve
 
 

@@ -1,8 +1,9 @@
 import pytest
-from dualmap_cli.load.gaps import add_gap, gap_percentile, merge_gaps
-from dualmap_cli.load.percentiles import Percentiles, percentile, percentiles
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dualmap_cli.load.gaps import add_gap, gap_percentile, merge_gaps
+from dualmap_cli.load.percentiles import Percentiles, percentile, percentiles
 
 
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=50), st.sampled_from([0.5, 0.9, 0.99]))

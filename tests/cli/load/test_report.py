@@ -2,6 +2,7 @@ import json
 
 import msgspec
 import pytest
+
 from dualmap_cli.load import Percentiles, RequestRecord, make_report
 from dualmap_cli.load.gaps import add_gap
 

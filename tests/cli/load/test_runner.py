@@ -2,10 +2,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+
 from dualmap_cli.load import LoadError, LoadOptions, Progress, RequestRecord, Slo, run_load
 from dualmap_cli.load.exchange import first_model
 from dualmap_sim.workloads import Message, Span, TimedRequest
-
 from tests.cli.load.endpoint import TEXT, Endpoint, serve
 
 

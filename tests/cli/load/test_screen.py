@@ -1,9 +1,9 @@
 import io
 
-from dualmap_cli.load import Progress, make_report
-from dualmap_cli.load.screen import LineView, LiveView, progress_line, progress_view, report_view
 from rich.console import Console
 
+from dualmap_cli.load import Progress, make_report
+from dualmap_cli.load.screen import LineView, LiveView, progress_line, progress_view, report_view
 from tests.cli.load.test_report import record
 
 PROGRESS = Progress(

@@ -2,9 +2,10 @@ import json
 from itertools import pairwise
 
 import pytest
-from dualmap_cli.load.sse import AnswerStream, choice_text, error_message
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dualmap_cli.load.sse import AnswerStream, choice_text, error_message
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3}
 

@@ -2,6 +2,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dualmap_sim.workloads import (
     WORKLOADS,
     Hotspot,
@@ -12,8 +15,6 @@ from dualmap_sim.workloads import (
     make_workload,
     summarize,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NAMES = sorted(WORKLOADS)
 

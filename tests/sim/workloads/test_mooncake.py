@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from dualmap_sim.workloads import TraceError, TraceReading, WorkloadError, ideal_hit_share, read_mooncake
-from dualmap_sim.workloads.mooncake import spread_buckets
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dualmap_sim.workloads import TraceError, TraceReading, WorkloadError, ideal_hit_share, read_mooncake
+from dualmap_sim.workloads.mooncake import spread_buckets
 
 BLOCK_BYTES = 2048
 

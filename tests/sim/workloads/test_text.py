@@ -1,7 +1,8 @@
-from dualmap_sim.workloads import BYTES_PER_TOKEN, Span
-from dualmap_sim.workloads.text import _units, block_text
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dualmap_sim.workloads import BYTES_PER_TOKEN, Span
+from dualmap_sim.workloads.text import _units, block_text
 
 KEYS = st.text(max_size=12)
 

@@ -1,0 +1,225 @@
+"""`dualmap doctor`: look at a running system and name what is wrong, and what to do."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import aiohttp
+import click
+import grpc
+import msgspec
+import zmq
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from rich.console import Console
+
+from dualmap_cli.leftovers import describe
+from dualmap_wire.errors import WireError
+from dualmap_wire.redis_functions import library, parse_perf
+from dualmap_wire.redis_keys import PoolKeys
+from dualmap_wire.telemetry import QUEUE_TOPIC, Registration, decode_registration, decode_report
+
+_TELEMETRY_WAIT_S = 2.0
+_FRESH_US = 5_000_000
+_MARK = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "bad": "[red]bad [/red]"}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at: how it is, and what to do if it is not well."""
+
+    state: Literal["ok", "warn", "bad"]
+    about: str
+    says: str
+    do: str = ""
+
+
+@click.command("doctor")
+@click.option(
+    "--redis-url", envvar="DUALMAP_REDIS_URL", default="redis://127.0.0.1:6379/0", show_default=True
+)
+@click.option("--pool", envvar="DUALMAP_POOL", default="default", show_default=True)
+@click.option("--router", "routers", multiple=True, metavar="URL", help="A router to ask; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
+def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -> None:
+    """Check store, instances, telemetry, rebalancer and routers; exits with 1 if something is bad."""
+    findings = asyncio.run(_examine(redis_url, pool, routers))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode({"findings": findings}), indent=2).decode())
+    else:
+        console = Console(soft_wrap=True)
+        for finding in findings:
+            console.print(f"{_MARK[finding.state]} {finding.about}: {finding.says}", highlight=False)
+            if finding.do:
+                console.print(f"       {finding.do}", style="bold", highlight=False)
+    sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
+
+
+async def _examine(redis_url: str, pool: str, routers: tuple[str, ...]) -> list[Finding]:
+    findings: list[Finding] = []
+    redis = Redis.from_url(redis_url, socket_connect_timeout=3, socket_timeout=3)
+    try:
+        async for finding in _store(redis, PoolKeys(pool)):
+            findings.append(finding)
+    except (RedisError, OSError) as exc:
+        findings.append(
+            Finding(
+                "bad",
+                "store",
+                f"no answer from it: {exc}",
+                "Check --redis-url. Routers go on by themselves meanwhile, each with its own view.",
+            )
+        )
+    finally:
+        await redis.aclose()
+    for url in routers:
+        findings.append(await _router(url.rstrip("/")))
+    return findings
+
+
+async def _store(redis: Any, keys: PoolKeys) -> AsyncIterator[Finding]:
+    """The store itself, then what is registered in it."""
+    info = await redis.info("server")
+    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    old = int(version.split(".")[0]) < 7
+    yield Finding(
+        "bad" if old else "ok",
+        "store",
+        f"{name} {version}",
+        "Functions need Redis 7 or Valkey 8." if old else "",
+    )
+    loaded = await redis.execute_command("FUNCTION", "LIST", "LIBRARYNAME", f"dualmap_{library()[0]}")
+    yield (
+        Finding("ok", "functions", f"this release's library, {library()[0]}, is loaded")
+        if loaded
+        else Finding(
+            "warn",
+            "functions",
+            "this release's library is not loaded",
+            "A service of this release loads it when it starts.",
+        )
+    )
+    leader = await redis.get(keys.key("leader"))
+    yield (
+        Finding("ok", "rebalancer", f"{leader.decode()} leads")
+        if leader
+        else Finding(
+            "bad",
+            "rebalancer",
+            "nobody leads",
+            "Start `dualmap rebalancer`: without it nothing moves and telemetry goes stale.",
+        )
+    )
+    registrations = await redis.hgetall(keys.instances)
+    if not registrations:
+        yield Finding(
+            "bad",
+            "instances",
+            f"none in this pool ({keys.prefix})",
+            "Start a worker, and compare its --pool.",
+        )
+    for packed in registrations.values():
+        async for finding in _instance(redis, keys, packed):
+            yield finding
+
+
+async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[Finding]:
+    try:
+        registration = decode_registration(packed)
+    except WireError as exc:
+        yield Finding(
+            "bad",
+            "instances",
+            f"an entry cannot be read: {exc}",
+            "Is a worker of another release registered?",
+        )
+        return
+    name = registration.instance
+    if not await redis.exists(keys.instance_lease(name)):
+        yield Finding(
+            "bad",
+            name,
+            "its lease has run out",
+            "Its worker is gone or cannot reach the store; it is forgotten soon.",
+        )
+        return
+    try:
+        described = await describe(registration.grpc_address)
+    except grpc.aio.AioRpcError as exc:
+        yield Finding(
+            "bad", name, f"no answer at {registration.grpc_address} ({exc.code().name})",
+            "Routers cannot reach it either, unless they sit elsewhere: check --advertise-host and firewalls.",
+        )  # fmt: skip
+        return
+    yield Finding(
+        "ok",
+        name,
+        f"{described.state}, {described.queued} queued, {described.running} running, {described.sessions} routers",
+    )
+    if not registration.kv_tokens:
+        yield Finding(
+            "warn",
+            name,
+            "its KV cache size is unknown",
+            "Set --kv-tokens, or let the engine publish vllm:cache_config_info.",
+        )
+    heard = await asyncio.to_thread(_listen, registration)
+    yield (
+        Finding("ok", name, "publishes telemetry")
+        if heard
+        else Finding(
+            "bad",
+            name,
+            f"nothing heard at {registration.telemetry_address}",
+            "The rebalancer cannot hear it either: check the port.",
+        )
+    )
+    perf = parse_perf(await redis.hget(keys.perf, name) or b"")
+    seconds, microseconds = await redis.time()
+    age_us = seconds * 1_000_000 + microseconds - (perf.reported_us if perf is not None else 0)
+    if perf is None or age_us > _FRESH_US:
+        yield Finding(
+            "bad",
+            name,
+            "its telemetry in the store is stale",
+            "Is the leading rebalancer able to reach the worker?",
+        )
+
+
+def _listen(registration: Registration) -> bool:
+    """Whether a readable report comes within a moment."""
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SUBSCRIBE, QUEUE_TOPIC)
+        socket.connect(registration.telemetry_address)
+        if not socket.poll(int(_TELEMETRY_WAIT_S * 1000)):
+            return False
+        try:
+            return decode_report(socket.recv_multipart()[-1]).instance == registration.instance
+        except WireError:
+            return False
+
+
+async def _router(url: str) -> Finding:
+    timeout = aiohttp.ClientTimeout(total=3)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"{url}/readyz") as response:
+            state = await response.json()
+    except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+        return Finding("bad", url, f"no router answers: {exc!r}")
+    if not state["ready"]:
+        return Finding(
+            "bad",
+            url,
+            f"not ready: reaches {state['instances'] or 'no instance'}",
+            "Compare its --pool and --redis-url.",
+        )
+    if state["store"] != "available":
+        return Finding(
+            "warn",
+            url,
+            "decides by itself: it does not reach the store",
+            "Check its --redis-url and the network.",
+        )
+    return Finding("ok", url, f"ready, reaches {', '.join(state['instances'])}")
