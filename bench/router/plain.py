@@ -73,14 +73,14 @@ class Plain:
     async def _answer(
         self, request: web.Request, body: bytes, stream: bool, worker: str
     ) -> web.StreamResponse:
-        call = self._calls[worker](body)
-        status = int(await call.read())
+        answer = aiter(self._calls[worker](body))
+        status = int(await anext(answer))
         if not stream:
-            chunks = [chunk async for chunk in call]
+            chunks = [chunk async for chunk in answer]
             return web.Response(status=status, body=b"".join(chunks), content_type="application/json")
         response = web.StreamResponse(status=status, headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        async for chunk in call:
+        async for chunk in answer:
             await response.write(chunk)
         await response.write_eof()
         return response

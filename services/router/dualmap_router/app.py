@@ -98,6 +98,7 @@ class RouterApp:
         self.watch.on_change.append(self._membership_changed)
         self._background.start(every(_POLL_S, self._poll), "membership")
         self._background.start(every(_RECONCILE_S, self._reconcile), "reconcile")
+        _check_port(settings.host, self._port)
         server = Server(
             self.api,
             address=settings.host,
@@ -150,6 +151,17 @@ def _free_port(host: str) -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def _check_port(host: str, port: int) -> None:
+    """Granian shares a taken port with whoever has it (SO_REUSEPORT); ServiceFailedError instead."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise ServiceFailedError(f"cannot listen on {host}:{port}: {exc}") from exc
 
 
 async def run(settings: RouterSettings, stop: asyncio.Event) -> None:

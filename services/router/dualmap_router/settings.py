@@ -1,5 +1,7 @@
 """The router's settings."""
 
+from typing import Literal
+
 from dualmap.prefix import DEFAULT_CHUNK_BYTES
 from dualmap.types import ChoiceRule
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
@@ -15,8 +17,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     """0 picks a free one."""
-    policy: str = "dualmap"
-    """dualmap, paper, round-robin, least-loaded or cache-affinity."""
+    policy: Literal["dualmap", "paper", "round-robin", "least-loaded", "cache-affinity"] = "dualmap"
+    """Of a request that names none."""
     slo_ttft_s: Positive = 5.0
     """The TTFT objective of a request that names none."""
     slo_ttft_per_1k_tokens_s: NonNegative = 0.0

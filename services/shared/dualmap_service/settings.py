@@ -8,7 +8,7 @@ names itself, with the nearest known name.
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+RedisUrl = Annotated[str, msgspec.Meta(pattern="^(redis|rediss|unix)://")]
 
 SERVICES = ("router", "worker", "rebalancer")
 _SECRETS = ("secret", "password", "token", "api_key")
@@ -27,13 +28,12 @@ _SECRETS = ("secret", "password", "token", "api_key")
 class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What every service is told."""
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Redis or Valkey: redis://, rediss:// (TLS) or unix://, with user and password as needed."""
     pool: str = "default"
     """The instances that serve one model; part of every Redis key."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
-    log_format: str = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
     """json, or text for a terminal."""
 
 

@@ -1,5 +1,7 @@
 """The worker's settings."""
 
+from typing import Literal
+
 from dualmap.queue_order import OrderRule
 from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
 
@@ -24,8 +26,8 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     telemetry_port: Port = 0
     weight: Positive = 1.0
     """Its share of the keys, relative to other instances."""
-    order: str = _ORDER.order
-    """late-last or fcfs."""
+    order: Literal["late-last", "fcfs"] = "late-last"
+    """Of the admission queue: who can no longer meet the SLO waits behind who can, or first come, first served."""
     age_bound_s: Positive = _ORDER.age_bound_s
     prefill_ahead_tokens: Count = 2048
     """The engine gets its next prefill when what it has left falls under this: busy but shallow."""
