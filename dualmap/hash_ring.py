@@ -44,12 +44,34 @@ class HashRing:
         self.members = dict(sorted(members.items()))
         self.ring_seed = ring_seed
         owners: dict[int, str] = {}
-        for instance, weight in self.members.items():
-            for point in _points(instance, max(1, round(weight * VIRTUAL_POINTS)), ring_seed):
+        for instance in self.members:
+            for point in self._points_of(instance):
                 # Names are visited in order, so a collision resolves alike everywhere.
                 owners.setdefault(point, instance)
         self._owners = owners
         self._positions = sorted(owners)
+
+    def with_members(self, members: Mapping[str, float]) -> "HashRing":
+        """The ring over another membership, made from this one: most of its points stay where they are."""
+        ring = HashRing({}, self.ring_seed)
+        ring.members = dict(sorted(members.items()))
+        left = {name for name, weight in self.members.items() if ring.members.get(name) != weight}
+        owners = {point: name for point, name in self._owners.items() if name not in left}
+        kept = len(owners)
+        joined = [name for name, weight in ring.members.items() if self.members.get(name) != weight]
+        for instance in joined:
+            owners.update(dict.fromkeys(ring._points_of(instance), instance))
+        if len(owners) != sum(len(ring._points_of(name)) for name in ring.members):
+            # Two points collide: only a ring made afresh gives the collision to the same owner everywhere.
+            return HashRing(members, self.ring_seed)
+        ring._owners = owners
+        stay = [point for point in self._positions if point in owners] if left else self._positions
+        # Sorting two sorted runs is a merge.
+        ring._positions = stay if kept == len(owners) else sorted(stay + sorted(list(owners)[kept:]))
+        return ring
+
+    def _points_of(self, instance: str) -> tuple[int, ...]:
+        return _points(instance, max(1, round(self.members[instance] * VIRTUAL_POINTS)), self.ring_seed)
 
     def walk(self, position: int) -> Iterator[str]:
         """Owners of the points from `position` on, once around; instances repeat."""
@@ -64,7 +86,7 @@ class HashRing:
 class RingPair:
     """Both rings over one membership."""
 
-    __slots__ = ("members", "_first", "_second")  # noqa: RUF023 - the public name first
+    __slots__ = ("_first", "_second", "members")
 
     def __init__(self, members: Mapping[str, float]) -> None:
         """`members` maps instance name to weight; a weight of 1 is one ordinary instance."""
@@ -74,7 +96,13 @@ class RingPair:
 
     def with_members(self, members: Mapping[str, float]) -> "RingPair":
         """Rings over another membership; the same object when nothing changed."""
-        return self if dict(members) == self.members else RingPair(members)
+        if dict(members) == self.members:
+            return self
+        pair = RingPair({})
+        pair.members = dict(sorted(members.items()))
+        pair._first = self._first.with_members(members)
+        pair._second = self._second.with_members(members)
+        return pair
 
     def candidates(self, key: int) -> tuple[str, ...]:
         """The two distinct candidates of a prefix key; one only in a pool of one.
@@ -83,6 +111,8 @@ class RingPair:
         """
         if not self.members:
             raise EmptyPoolError("no instance takes new requests")
+        if len(self.members) == 1:
+            return tuple(self.members)
         raw = key.to_bytes(8, "big")
         first = next(self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0])))
         for second in self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1])):

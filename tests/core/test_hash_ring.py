@@ -152,3 +152,17 @@ def test_walk_goes_once_around() -> None:
     around = list(ring.walk(2**63))
     assert len(around) == 3 * VIRTUAL_POINTS
     assert Counter(around) == Counter(dict.fromkeys(pool(3), VIRTUAL_POINTS))
+
+
+@given(
+    before=st.dictionaries(st.sampled_from([f"i{n}" for n in range(12)]), st.sampled_from([0.5, 1.0, 2.0])),
+    after=st.dictionaries(st.sampled_from([f"i{n}" for n in range(12)]), st.sampled_from([0.5, 1.0, 2.0])),
+    keys=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50),
+)
+def test_rings_grown_from_others_equal_rings_made_afresh(
+    before: dict[str, float], after: dict[str, float], keys: list[int]
+) -> None:
+    grown, fresh = RingPair(before).with_members(after), RingPair(after)
+    assert grown.members == fresh.members
+    if after:
+        assert [grown.candidates(key) for key in keys] == [fresh.candidates(key) for key in keys]
