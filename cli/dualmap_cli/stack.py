@@ -161,7 +161,6 @@ class Stack:
             "router_id": f"router-{number}",
             "port": options.first_port + number - 1 if options.first_port else 0,
             "slo_ttft_s": options.slo_s / options.time_scale,
-            "max_wait_s": 120.0 / options.time_scale,
             "route_deadline_ms": options.route_deadline_ms,
             **options.router_flags,
             **flags,

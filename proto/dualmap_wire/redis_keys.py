@@ -6,7 +6,7 @@
 | generations | hash | instance -> generation | worker | as above |
 | lease:instance:<i>, lease:router:<r> | string | its holder is alive | worker, router | 3 s, renewed each second |
 | version | counter | bumped when membership or a registration changes | functions | for ever |
-| routers | set | routers that may have charges | router | until reaped |
+| routers | set | routers that may have charges | router, route function | until reaped |
 | charges | hash | f:<i> / i:<i> -> booked microseconds, feasible and infeasible | functions | zero when idle |
 | charges:<r> | hash | charge id -> class, microseconds, instance | functions | until released or reaped |
 | perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |

@@ -115,13 +115,17 @@ BROKEN = {
     "bad-header": (b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n", 502, "bad_answer"),
     "endless-header": (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000 + b"\r\n\r\n", 502, "bad_answer"),
     "short-body": (answer("200 OK", b"abc", "content-length: 10"), 503, "no_instance"),
-    "bad-chunk": (answer("200 OK", b"zz\r\nabc\r\n", "transfer-encoding: chunked"), 503, "no_instance"),
+    "bad-chunk": (answer("200 OK", b"zz\r\nabc\r\n", "transfer-encoding: chunked"), 502, "bad_answer"),
     "cut-chunks": (answer("200 OK", b"3\r\nabc\r\n", "transfer-encoding: chunked"), 503, "no_instance"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("name", "stream"),
+    [(name, False) for name in BROKEN]
+    # The rest sends a head and a beginning, which a stream has passed on by then.
+    + [(name, True) for name in BROKEN if name not in ("short-body", "cut-chunks")],
+)
 async def test_broken_http(
     odd: OddEngine, url: str, http: aiohttp.ClientSession, name: str, stream: bool
 ) -> None:
@@ -170,7 +174,7 @@ async def test_a_header_that_is_not_text(odd: OddEngine, url: str, http: aiohttp
     assert response.headers["x-fine"] == "yes"
 
 
-@pytest.mark.parametrize("how", ["cut-chunks", "bad-chunk", "short-body"])
+@pytest.mark.parametrize("how", ["cut-chunks", "short-body"])
 async def test_a_stream_that_is_cut_says_so(
     odd: OddEngine, url: str, http: aiohttp.ClientSession, how: str
 ) -> None:
@@ -179,7 +183,6 @@ async def test_a_stream_that_is_cut_says_so(
     chunk = f"{len(event):x}\r\n".encode() + event + b"\r\n"
     odd.says = {
         "cut-chunks": answer("200 OK", chunk, kind, "transfer-encoding: chunked"),
-        "bad-chunk": answer("200 OK", chunk + b"zz\r\n", kind, "transfer-encoding: chunked"),
         "short-body": answer("200 OK", event, kind, "content-length: 1000"),
     }[how]
     async with http.post(f"{url}/v1/chat/completions", json=chat("hello", stream=True)) as response:

@@ -271,5 +271,5 @@ def _given_up(failed: pb.Failed) -> ApiError:
     if failed.kind == pb.Failed.QUEUE_FULL:
         return ApiError(429, "every queue is full", "rate_limit_error", "overloaded", retry_after_s=1.0)
     if failed.kind == pb.Failed.BAD_ANSWER:
-        return ApiError(502, f"the engine broke HTTP: {failed.message}", "upstream_error", "bad_answer")
+        return ApiError(502, failed.message or "the engine broke HTTP", "upstream_error", "bad_answer")
     return unavailable(f"no instance could answer: {failed.message}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -45,10 +46,14 @@ class Lease:
     def __init__(self, store: Store, registration: Registration) -> None:
         self._store = store
         self._keys = PoolKeys(registration.pool)
+        self._dropped = False
         self.registration = registration
 
     async def renew(self) -> bool:
         """Register or renew; false while the store is away (the next try repairs it)."""
+        if self._dropped:
+            # A heartbeat right behind the farewell would bring a dead instance back for a lease's time.
+            return False
         registration = self.registration
         try:
             await self._store.function(
@@ -65,7 +70,8 @@ class Lease:
         return True
 
     async def drop(self) -> None:
-        """Leave the pool."""
+        """Leave the pool, for good."""
+        self._dropped = True
         registration = self.registration
         try:
             await self._store.function(
@@ -76,13 +82,19 @@ class Lease:
 
 
 class MembershipWatch:
-    """The last known membership, read again and again; an outage leaves it as it was."""
+    """The last known membership, read again and again; an outage leaves it as it was.
+
+    A store that was away, or that lost its data, knows of nobody until the workers have renewed their leases.
+    So for a lease's time after an outage or a flush, who is missing or lapsed is still taken for alive.
+    """
 
     def __init__(self, store: Store, pool: str, router: str = "") -> None:
         """`router` names the router whose own lease each poll renews; empty for other services."""
         self._store = store
         self._keys = PoolKeys(pool)
         self._router = router
+        self._trusted_from_s = 0.0
+        """When every worker that lives has had the time to say so."""
         self.current = Membership()
         self.on_change: list[Callable[[Membership], None]] = []
         """Called when an instance came, left, changed state or changed generation."""
@@ -92,18 +104,32 @@ class MembershipWatch:
         try:
             reply = await self._store.function("members", self._keys.prefix, self._router, LEASE_MS)
         except StoreError:
+            self._distrust()
             return False
+        if reply[0] < self.current.version:
+            log.warning("registry.lost", extra={"version": reply[0], "was": self.current.version})
+            self._distrust()
         members: dict[str, Member] = {}
         for name, packed, _generation, alive, perf in reply[2:]:
             try:
                 members[name.decode()] = Member(decode_registration(packed), alive == 1, parse_perf(perf))
             except WireError as exc:
                 log.warning("registry.bad_entry", extra={"instance": repr(name), "error": str(exc)})
+        if time.monotonic() < self._trusted_from_s:
+            members = self._with_known(members)
         before, self.current = self.current, Membership(reply[0], members, reply[1])
         if _shape(before) != _shape(self.current):
             for callback in self.on_change:
                 callback(self.current)
         return True
+
+    def _distrust(self) -> None:
+        self._trusted_from_s = time.monotonic() + LEASE_MS / 1000
+
+    def _with_known(self, members: Mapping[str, Member]) -> dict[str, Member]:
+        """The members, and those that were alive before as they were."""
+        known = {name: member for name, member in self.current.members.items() if member.alive}
+        return {**known, **{name: m for name, m in members.items() if m.alive or name not in known}}
 
     async def run(self, period_s: float) -> None:
         """Poll for ever."""

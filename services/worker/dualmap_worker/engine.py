@@ -177,11 +177,11 @@ class EngineAnswer:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """End-to-end headers."""
+        """End-to-end headers; what is not ASCII fits neither the frames nor the client's answer."""
         return [
             (name.lower(), value)
             for name, value in self._response.headers.items()
-            if name.lower() not in _HIDDEN
+            if name.lower() not in _HIDDEN and value.isascii()
         ]
 
     def chunks(self) -> AsyncIterator[bytes]:

@@ -1,0 +1,69 @@
+"""Child processes: their output, their end, and that they end with their parent."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+from dualmap_service.child import start_child
+
+from .conftest import eventually
+
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+STUBBORN = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
+]
+
+
+async def test_output_status_and_environment(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.environ['GIVEN'], os.getcwd()); sys.stderr.write('bad'); sys.exit(3)"
+    log = tmp_path / "log"
+    child = start_child([sys.executable, "-c", code], "c", log, {"GIVEN": "yes"}, tmp_path)
+    assert await child.wait(20.0) == 3
+    assert not child.running
+    assert f"yes {tmp_path}" in child.log_tail()
+    assert child.log_tail(3) in ("bad", f"{tmp_path}\n"[-3:])
+    assert await child.stop() == 3
+
+
+async def test_stop_asks_first(tmp_path: Path) -> None:
+    child = start_child(SLEEP, "c", tmp_path / "log")
+    await eventually(lambda: "up" in child.log_tail())
+    assert await child.wait(0.01) is None
+    assert await child.stop() == -signal.SIGTERM
+
+
+async def test_and_then_insists(tmp_path: Path) -> None:
+    child = start_child(STUBBORN, "c", tmp_path / "log")
+    await eventually(lambda: "up" in child.log_tail())
+    assert await child.stop(grace_s=0.1) == -signal.SIGKILL
+
+
+async def test_without_a_log() -> None:
+    child = start_child([sys.executable, "-c", "print(1)"], "c")
+    assert await child.wait(20.0) == 0
+    assert child.log_tail() == ""
+
+
+async def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom pathlib import Path\nfrom dualmap_service.child import start_child\n"
+        f"child = start_child({SLEEP!r}, 'grandchild')\nprint(child.pid, flush=True)\ntime.sleep(600)"
+    )
+    parent = start_child([sys.executable, "-c", code], "parent", tmp_path / "log")
+    pid = int(await eventually(lambda: parent.log_tail().strip()))
+    assert psutil.pid_exists(pid)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.process.wait()
+
+    def gone() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    await eventually(gone)

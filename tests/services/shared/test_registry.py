@@ -1,0 +1,120 @@
+"""Leases and the membership that others see of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from dualmap_service.registry import Lease, Membership, MembershipWatch
+from dualmap_service.store import Store
+from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.redis_keys import PoolKeys
+from dualmap_wire.telemetry import Registration
+
+from .conftest import eventually
+
+KEYS = PoolKeys("p")
+
+
+def registration(instance: str = "a", generation: int = 1, state: str = "active") -> Registration:
+    return Registration(
+        instance=instance, pool="p", model="m", grpc_address="127.0.0.1:1", telemetry_address="tcp://127.0.0.1:2",
+        generation=generation, state=state,
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
+    connection = Store(store.url, "test")
+    assert await connection.start()
+    yield connection
+    await connection.close()
+
+
+async def test_instances_come_change_and_leave(shared: Store) -> None:
+    watch, seen = MembershipWatch(shared, "p"), list[Membership]()
+    watch.on_change.append(seen.append)
+    assert await watch.poll()
+    assert (dict(watch.current.members), len(seen)) == ({}, 0)
+
+    lease = Lease(shared, registration())
+    assert await lease.renew()
+    assert await watch.poll()
+    member = watch.current.members["a"]
+    assert (member.registration, member.alive, member.takes_new_keys) == (registration(), True, True)
+    # A renewal is no change.
+    await lease.renew()
+    await watch.poll()
+    assert len(seen) == 1
+
+    lease.registration = msgspec.structs.replace(lease.registration, state="draining")
+    await lease.renew()
+    await watch.poll()
+    assert watch.current.members["a"].alive
+    assert not watch.current.members["a"].takes_new_keys
+    assert len(seen) == 2
+
+    await lease.drop()
+    await watch.poll()
+    assert (dict(watch.current.members), len(seen)) == ({}, 3)
+
+
+async def test_a_lease_that_lapses_shows_as_dead(shared: Store) -> None:
+    watch = MembershipWatch(shared, "p")
+    await Lease(shared, registration()).renew()
+    await watch.poll()
+    assert watch.current.members["a"].alive
+    await shared.command("DEL", KEYS.instance_lease("a"))
+    await watch.poll()
+    assert not watch.current.members["a"].alive
+    assert not watch.current.members["a"].takes_new_keys
+
+
+async def test_an_older_generation_drops_no_newer_one(shared: Store) -> None:
+    watch = MembershipWatch(shared, "p")
+    old, new = Lease(shared, registration(generation=1)), Lease(shared, registration(generation=2))
+    await old.renew()
+    await new.renew()
+    await old.drop()
+    await watch.poll()
+    assert watch.current.members["a"].registration.generation == 2
+
+
+async def test_an_outage_leaves_the_last_known(shared: Store, store: EmbeddedStore) -> None:
+    watch, lease = MembershipWatch(shared, "p"), Lease(shared, registration())
+    await lease.renew()
+    await watch.poll()
+    store.kill()
+    await eventually(lambda: not shared.available)
+    assert not await watch.poll()
+    assert not await lease.renew()
+    await lease.drop()
+    assert list(watch.current.members) == ["a"]
+    await store.restart()
+    await eventually(lease.renew)
+    await watch.poll()
+    assert list(watch.current.members) == ["a"]
+
+
+async def test_an_entry_without_meaning_hides_no_other(shared: Store) -> None:
+    watch = MembershipWatch(shared, "p")
+    await Lease(shared, registration()).renew()
+    await shared.function("register", KEYS.prefix, "junk", b"{]", "1", 3000)
+    assert await watch.poll()
+    assert list(watch.current.members) == ["a"]
+
+
+async def test_the_watch_renews_its_routers_lease(shared: Store) -> None:
+    task = asyncio.create_task(MembershipWatch(shared, "p", "r").run(0.01))
+
+    async def held() -> bool:
+        return bool(await shared.command("PTTL", KEYS.router_lease("r")) > 0)
+
+    try:
+        await eventually(held)
+        await shared.command("DEL", KEYS.router_lease("r"))
+        await eventually(held)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

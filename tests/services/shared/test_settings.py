@@ -1,0 +1,90 @@
+"""Settings from defaults, variables and flags; what is unknown or wrong names itself."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from dualmap_rebalancer.settings import RebalancerSettings
+from dualmap_router.settings import RouterSettings
+from dualmap_service.errors import SettingsError
+from dualmap_service.settings import SharedSettings, load_settings
+from dualmap_worker.settings import WorkerSettings
+
+
+def router(environ: dict[str, str], **flags: Any) -> RouterSettings:
+    return load_settings(RouterSettings, "router", environ, flags).settings
+
+
+def test_defaults_alone() -> None:
+    loaded = load_settings(RouterSettings, "router", {"PATH": "/bin", "HOME": "/"})
+    assert loaded.settings == RouterSettings()
+    assert set(loaded.origins.values()) == {"default"}
+
+
+def test_later_sources_win_and_are_named() -> None:
+    environ = {"DUALMAP_POOL": "a", "DUALMAP_ROUTER_POOL": "b", "DUALMAP_ROUTER_PORT": "81"}
+    loaded = load_settings(RouterSettings, "router", environ, {"port": "82", "slo_ttft_s": 2, "policy": None})
+    settings = loaded.settings
+    assert (settings.pool, settings.port, settings.slo_ttft_s) == ("b", 82, 2.0)
+    origins = {name: loaded.origins[name] for name in ("pool", "port", "slo_ttft_s", "policy")}
+    assert origins == {
+        "pool": "DUALMAP_ROUTER_POOL", "port": "--port", "slo_ttft_s": "--slo-ttft-s", "policy": "default",
+    }  # fmt: skip
+
+
+def test_what_other_services_read_is_theirs() -> None:
+    environ = {"DUALMAP_WORKER_INSTANCE": "w", "DUALMAP_REBALANCER_ANYTHING": "x", "DUALMAP_POOL": "p"}
+    assert router(environ).pool == "p"
+
+
+def test_lists_and_numbers() -> None:
+    assert router({"DUALMAP_ROUTER_PASSTHROUGH": "/a,/b,"}).passthrough == ("/a", "/b")
+    assert router({"DUALMAP_ROUTER_PASSTHROUGH": ""}).passthrough == ()
+    assert router({"DUALMAP_ROUTER_MAX_TTFT_S": "1e2"}).max_ttft_s == 100.0
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "said"),
+    [
+        ({"DUALMAP_ROUTER_PROT": "1"}, {}, "DUALMAP_ROUTER_PROT; did you mean DUALMAP_ROUTER_PORT?"),
+        ({"DUALMAP_REDIS_ULR": "1"}, {}, "DUALMAP_REDIS_ULR; did you mean DUALMAP_REDIS_URL?"),
+        ({"DUALMAP_ZZZ": "1"}, {}, "unknown setting DUALMAP_ZZZ"),
+        ({"DUALMAP_PORT": "1"}, {}, "unknown setting DUALMAP_PORT"),
+        ({}, {"prot": "1"}, "'prot'; did you mean port?"),
+        ({"DUALMAP_ROUTER_PORT": "http"}, {}, "DUALMAP_ROUTER_PORT"),
+        ({"DUALMAP_ROUTER_PORT": "70000"}, {}, "got '70000'"),
+        ({"DUALMAP_ROUTER_PORT": ""}, {}, "DUALMAP_ROUTER_PORT"),
+        ({"DUALMAP_ROUTER_SLO_TTFT_S": "-1"}, {}, "DUALMAP_ROUTER_SLO_TTFT_S"),
+        ({"DUALMAP_ROUTER_POLICY": "best"}, {}, "DUALMAP_ROUTER_POLICY"),
+        ({"DUALMAP_REDIS_URL": "localhost"}, {}, "DUALMAP_REDIS_URL"),
+        ({"DUALMAP_LOG_LEVEL": "loud"}, {}, "DUALMAP_LOG_LEVEL"),
+        ({}, {"port": "-1"}, "--port"),
+        ({}, {"slo_ttft_s": "nan"}, "--slo-ttft-s"),
+        ({}, {"slo_ttft_s": "inf"}, "--slo-ttft-s"),
+        ({}, {"max_attempts": "0"}, "--max-attempts"),
+    ],
+)
+def test_what_is_wrong_names_itself(environ: dict[str, str], flags: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        router(environ, **flags)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_secrets_are_masked() -> None:
+    environ = {"DUALMAP_REDIS_URL": "rediss://me:pass@host:1/0", "DUALMAP_ROUTER_HASH_SECRET": "s3"}
+    rows = {name: value for name, value, _ in load_settings(RouterSettings, "router", environ).rows()}
+    assert rows["redis_url"] == "rediss://***@host:1/0"
+    assert rows["hash_secret"] == "(set)"
+    rows = {name: value for name, value, _ in load_settings(WorkerSettings, "worker", {}).rows()}
+    assert rows["engine_api_key"] == "(not set)"
+    assert rows["redis_url"] == "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize("kind", [RouterSettings, WorkerSettings, RebalancerSettings])
+def test_every_field_has_a_default_and_cannot_change(kind: type[SharedSettings]) -> None:
+    settings = kind()
+    for field in msgspec.structs.fields(kind):
+        with pytest.raises(AttributeError):
+            setattr(settings, field.name, None)

@@ -1,0 +1,145 @@
+"""The store's connection against a real Valkey that is frozen, killed, restarted and emptied."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dualmap_service.errors import StoreError, StoreUnavailableError
+from dualmap_service.store import Store
+from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.redis_functions import library
+from dualmap_wire.redis_keys import PoolKeys
+
+from .conftest import eventually
+
+KEYS = PoolKeys("p")
+
+
+@pytest.fixture
+async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
+    connection = Store(store.url, "test", deadline_s=0.2)
+    assert await connection.start()
+    yield connection
+    await connection.close()
+
+
+async def works(shared: Store) -> bool:
+    try:
+        return bool(await shared.function("members", KEYS.prefix, "", 3000))
+    except StoreError:
+        return False
+
+
+async def test_calls_pipeline_and_keep_their_order(shared: Store) -> None:
+    calls = [shared.command("INCR", "n") for _ in range(500)]
+    assert [await call for call in calls] == list(range(1, 501))
+    assert await shared.command("SET", "k", b"\x00\xff") == b"OK"
+    assert await shared.command("GET", "k") == b"\x00\xff"
+
+
+async def test_an_error_is_one_calls_only(shared: Store) -> None:
+    calls = [shared.command("SET", "k", 1), shared.command("LPUSH", "k", 1), shared.command("GET", "k")]
+    assert await calls[0] == b"OK"
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await calls[1]
+    assert await calls[2] == b"1"
+    assert shared.available
+
+
+async def test_a_deadline(shared: Store, store: EmbeddedStore) -> None:
+    store.pause()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="in time"):
+        await shared.command("GET", "k", deadline_s=0.02)
+    assert time.monotonic() - started < 2.0
+    store.resume()
+    # The late reply is nobody's: the next call gets its own.
+    assert await shared.command("INCR", "n", deadline_s=5.0) == 1
+
+
+async def test_the_breaker_opens_and_closes(shared: Store, store: EmbeddedStore) -> None:
+    store.pause()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            await shared.command("GET", "k", deadline_s=0.01)
+    assert not shared.available
+    # Open: nothing is sent, so a frozen server costs nobody a deadline.
+    call = shared.command("GET", "k", deadline_s=60.0)
+    assert call.done()
+    assert isinstance(call.exception(), StoreUnavailableError)
+    store.resume()
+    await eventually(lambda: shared.available)
+    assert await shared.command("SET", "k", 1) == b"OK"
+
+
+async def test_a_call_that_is_given_up_disturbs_no_other(shared: Store) -> None:
+    first, second = shared.command("INCR", "n"), shared.command("INCR", "n")
+    first.cancel()
+    assert await second == 2
+
+
+async def test_killed_and_restarted(shared: Store, store: EmbeddedStore) -> None:
+    reconnected = asyncio.Event()
+    shared.on_connect.append(reconnected.set)
+    assert await works(shared)
+    store.kill()
+    await eventually(lambda: not shared.available)
+    with pytest.raises(StoreUnavailableError):
+        await shared.command("GET", "k")
+    await store.restart()
+    async with asyncio.timeout(10):
+        await reconnected.wait()
+    # The new server is empty: the library was loaded again.
+    assert await works(shared)
+
+
+async def test_what_is_under_way_when_it_dies_fails(shared: Store, store: EmbeddedStore) -> None:
+    store.pause()
+    calls = [shared.command("GET", "k", deadline_s=60.0) for _ in range(10)]
+    await asyncio.sleep(0)
+    store.kill()
+    for call in calls:
+        with pytest.raises(StoreUnavailableError, match="lost"):
+            async with asyncio.timeout(10):
+                await call
+
+
+async def test_a_library_that_is_flushed_comes_back(shared: Store) -> None:
+    assert await works(shared)
+    await shared.command("FUNCTION", "FLUSH")
+    with pytest.raises(StoreError):
+        await shared.function("members", KEYS.prefix, "", 3000)
+    await eventually(lambda: works(shared))
+
+
+async def test_the_library_of_another_release_stays(shared: Store, store: EmbeddedStore) -> None:
+    other = "#!lua name=dualmap_other\nredis.register_function('f', function() return 1 end)"
+    await shared.command("FUNCTION", "LOAD", other)
+    second = Store(store.url, "second")
+    assert await second.start()
+    listed = await second.command("FUNCTION", "LIST")
+    await second.close()
+    assert {entry[1] for entry in listed} == {b"dualmap_other", f"dualmap_{library()[0]}".encode()}
+
+
+async def test_it_starts_without_a_store_and_finds_it_later(store: EmbeddedStore) -> None:
+    store.kill()
+    connection = Store(store.url, "test")
+    try:
+        assert not await connection.start(wait_s=0.1)
+        with pytest.raises(StoreUnavailableError):
+            await connection.command("PING")
+        await store.restart()
+        await eventually(lambda: works(connection))
+    finally:
+        await connection.close()
+
+
+async def test_posts_are_lost_in_silence(shared: Store, store: EmbeddedStore) -> None:
+    store.kill()
+    await eventually(lambda: not shared.available)
+    shared.post("release", KEYS.prefix, "r", "1")
+    await store.restart()
+    await eventually(lambda: works(shared))
