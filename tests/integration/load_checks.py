@@ -11,7 +11,7 @@ import grpc
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from dualmap_cli.leftovers import Leftovers, settle
+from dualmap_cli.leftovers import settle
 from dualmap_cli.load import LoadOptions, LoadResult, RequestRecord, Slo, run_load
 from dualmap_cli.stack import Stack
 from dualmap_sim.engine.canonical import canonical_prompt
@@ -116,11 +116,13 @@ async def until(condition: Callable[[], Awaitable[object]], timeout_s: float, wh
 # What a system says of itself
 
 
-async def leftovers(
-    stack: Stack, urls: Sequence[str] | None = None, pool: str | None = None, timeout_s: float = 15.0
-) -> Leftovers:
-    """What is left when everything is answered; must be clean."""
-    return await settle(stack.redis_url, pool or stack.options.pool, urls or stack.router_urls, timeout_s)
+async def assert_at_rest(stack: Stack, urls: Sequence[str] | None = None, gone: Iterable[str] = ()) -> None:
+    """Nothing is left in routers (`urls`, else all), workers, the store and engines (but the `gone` ones)."""
+    left = await settle(stack.redis_url, stack.options.pool, urls or stack.router_urls, timeout_s=15.0)
+    assert left.clean, left
+    for url in set(stack.engine_urls) - set(gone):
+        engine = msgspec.json.decode(await fetch(f"{url}/admin/stats?requests=0"))["leftovers"]
+        assert not any(engine.values()), (url, engine)
 
 
 async def fetch(url: str) -> str:
@@ -202,7 +204,6 @@ async def books(stack: Stack, gone: Iterable[str] = ()) -> dict[str, Books]:
         if url in gone:
             continue
         stats = msgspec.json.decode(await fetch(f"{url}/admin/stats"))
-        assert not any(stats["leftovers"].values()), (url, stats["leftovers"])
         for request_id, row in stats["requests"].items():
             book = added.setdefault(request_id, Books())
             for name, number in row.items():

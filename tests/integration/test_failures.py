@@ -1,7 +1,6 @@
 """Processes die, freeze and forget under load: clients see answers, and afterwards nothing is left."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Sequence
 
@@ -18,10 +17,9 @@ from .load_checks import (
     MODEL,
     assert_all_once,
     assert_answered,
+    assert_at_rest,
     assert_finished_once,
-    fetch,
     holds,
-    leftovers,
     metric,
     moves_done,
     prompts,
@@ -52,7 +50,7 @@ async def test_a_killed_worker_and_a_killed_engine_cost_only_streams_that_had_be
         workers=2,
         time_scale=8.0,
         slo_s=30.0,
-        router_flags={"max_ttft_s": 0},
+        router_flags={"max_wait_s": 0},
         rebalancer_flags={"enabled": False},
     )
     async with Stack(options) as stack:
@@ -75,7 +73,7 @@ async def test_a_killed_worker_and_a_killed_engine_cost_only_streams_that_had_be
         assert _retried([record for record in records if "-whole-" in record.request_id])
         # What had not begun went on elsewhere, and what was answered without fault was done once.
         await assert_finished_once(stack, records, gone=[lonely_engine])
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack, gone=[lonely_engine])
 
 
 async def test_a_frozen_worker_is_left_behind_and_returns() -> None:
@@ -105,7 +103,7 @@ async def test_a_frozen_worker_is_left_behind_and_returns() -> None:
         assert_answered(records, broken=40)
         assert _retried(records)
         await stack.wait_ready(3)
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)
 
 
 async def _router_charges(stack: Stack, router: str) -> int:
@@ -143,7 +141,7 @@ async def test_a_killed_routers_charges_are_reaped() -> None:
         # Its own clients learn it at once: they may ask another router.
         assert {record.error for record in cut} <= {None, "cut", "disconnected", "connect"}
         assert any(record.error is not None for record in cut)
-        assert (await leftovers(stack, [survivor])).clean
+        await assert_at_rest(stack, [survivor])
 
 
 async def test_a_router_that_is_told_to_stop_finishes_its_streams() -> None:
@@ -167,7 +165,7 @@ async def test_a_router_that_is_told_to_stop_finishes_its_streams() -> None:
             records = [*await load.records(), *await elsewhere.records()]
         assert await stack.children["router-2"].wait(20.0) == 0
         await assert_all_once(stack, records)
-        assert (await leftovers(stack, [staying])).clean
+        await assert_at_rest(stack, [staying])
 
 
 async def _refused(url: str) -> bool:
@@ -237,7 +235,7 @@ async def test_the_store_fails_under_load_and_no_request_does(fault: str) -> Non
         # It is rebuilt: ownership by what was routed since, charges by what is still there, which is nothing.
         assert await _owned_chunks(stack) > 0
         await stack.wait_ready(3)
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)
 
 
 async def test_moving_goes_on_when_the_leading_rebalancer_is_killed() -> None:
@@ -264,4 +262,4 @@ async def test_moving_goes_on_when_the_leading_rebalancer_is_killed() -> None:
         assert await moves_done(stack, standby) > 0
         assert any(record.moves for record in records)
         await assert_all_once(stack, records)
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)

@@ -14,12 +14,12 @@ from dualmap_wire.v1 import worker_pb2 as pb
 from .load_checks import (
     MODEL,
     assert_answered,
+    assert_at_rest,
     assert_finished_once,
     control,
     describe,
     fetch,
     holds,
-    leftovers,
     metric,
     prompts,
     set_faults,
@@ -89,7 +89,7 @@ async def test_an_instance_joins_under_load() -> None:
         assert 0 < _changed(before, after) < promised + 0.17
         # A pair changes by the newcomer or not at all.
         assert all(b == a or worker in b for a, b in zip(before, after, strict=True))
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)
 
 
 async def test_sigterm_drains_a_worker_under_load() -> None:
@@ -127,7 +127,7 @@ async def test_sigterm_drains_a_worker_under_load() -> None:
         assert len(changed) / len(before) < 2 / 4 + 0.17
         # Each of them keeps its other candidate, and so its cache.
         assert all(len(old & new) == 1 for old, new in changed)
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)
 
 
 async def test_the_drain_call_hands_back_and_takes_nothing_more() -> None:
@@ -151,4 +151,4 @@ async def test_the_drain_call_hands_back_and_takes_nothing_more() -> None:
         assert (described.state, described.queued, described.running) == ("draining", 0, 0)
         assert not any("worker-2" in pair for pair in await _candidates(stack.router_urls[0], 30))
         assert '"worker-2"' not in await fetch(f"{stack.router_urls[0]}/readyz")
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)

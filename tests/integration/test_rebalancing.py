@@ -7,8 +7,8 @@ from dualmap_cli.stack import Stack, StackOptions
 
 from .load_checks import (
     assert_all_once,
+    assert_at_rest,
     holds,
-    leftovers,
     moves_done,
     p90,
     prompts,
@@ -42,7 +42,7 @@ async def _slowed(enabled: bool) -> Run:
             records = await load.records()
         run = Run(records, await moves_done(stack))
         await assert_all_once(stack, records)
-        assert (await leftovers(stack)).clean
+        await assert_at_rest(stack)
     return run
 
 

@@ -12,7 +12,9 @@ from dualmap_cli.stack import Stack, StackError, StackOptions
 
 @click.command("up")
 @click.option("--routers", type=click.IntRange(1, 16), default=2, show_default=True)
-@click.option("--instances", type=click.IntRange(1, 64), default=4, show_default=True)
+@click.option(
+    "--instances", type=click.IntRange(1, 64), default=4, show_default=True, help="Simulated engines."
+)
 @click.option("--rebalancers", type=click.IntRange(0, 4), default=1, show_default=True)
 @click.option(
     "--port",
@@ -20,6 +22,13 @@ from dualmap_cli.stack import Stack, StackError, StackOptions
     default=8000,
     show_default=True,
     help="The first router's port; the others follow. 0 for free ones.",
+)
+@click.option(
+    "--engine-url",
+    "engine_urls",
+    multiple=True,
+    metavar="URL",
+    help="An engine that runs already; repeatable.",
 )
 @click.option("--redis-url", help="Use this Redis or Valkey instead of an embedded one.")
 @click.option("--pool", default="demo", show_default=True)
@@ -42,17 +51,19 @@ def up(
     instances: int,
     rebalancers: int,
     port: int,
+    engine_urls: tuple[str, ...],
     redis_url: str | None,
     pool: str,
     time_scale: float,
     slo_s: float,
 ) -> None:
-    """Run the whole system on this machine until Ctrl-C, with simulated engines."""
+    """Run the whole system on this machine until Ctrl-C, with simulated engines or your own."""
     options = StackOptions(
         routers=routers,
         workers=instances,
         rebalancers=rebalancers,
         first_port=port,
+        engine_urls=engine_urls,
         redis_url=redis_url,
         pool=pool,
         time_scale=time_scale,

@@ -185,8 +185,10 @@ def watch_client(proto: Any, gone: Callable[[], None]) -> "asyncio.Future[None]"
     """Call `gone` when the client closes its connection; cancel the future when the answer is out."""
     future: asyncio.Future[None] = asyncio.ensure_future(proto.client_disconnect())
 
-    def done(_: "asyncio.Future[None]") -> None:
-        if not future.cancelled():
+    # Granian's future is unknown to the garbage collector: a callback that names `future` would keep both, and
+    # the whole request behind `gone`, for ever.
+    def done(ended: "asyncio.Future[None]") -> None:
+        if not ended.cancelled():
             gone()
 
     future.add_done_callback(done)

@@ -187,8 +187,11 @@ class Store:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
+            # Python 3.11's wait_for, inside redis-py, can swallow a cancellation: ask until it is heard.
+            while waiting := [task for task in tasks if not task.done()]:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.wait(waiting, timeout=0.01)
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _write(self, connection: Connection) -> None:

@@ -8,7 +8,7 @@ from dualmap_cli.commands.config import config
 
 
 def test_all_services_with_origins() -> None:
-    env = {"DUALMAP_POOL": "p", "DUALMAP_ROUTER_PORT": "9", "DUALMAP_REDIS_URL": "redis://u:secret@h:1/0"}
+    env = {"DUALMAP_POOL": "p", "DUALMAP_ROUTER_PORT": "9", "DUALMAP_REDIS_URL": "redis://u:hidden@h:1/0"}
     got = CliRunner().invoke(config, ["show", "--json"], env=env)
     assert got.exit_code == 0, got.output
     shown = json.loads(got.output)
@@ -16,7 +16,7 @@ def test_all_services_with_origins() -> None:
     assert shown["router"]["port"] == {"value": "9", "from": "DUALMAP_ROUTER_PORT"}
     assert shown["worker"]["pool"] == {"value": "p", "from": "DUALMAP_POOL"}
     assert shown["rebalancer"]["log_level"] == {"value": "info", "from": "default"}
-    assert "secret" not in got.output
+    assert "hidden" not in got.output
 
 
 def test_one_service_as_a_table() -> None:

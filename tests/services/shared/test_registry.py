@@ -89,12 +89,23 @@ async def test_an_outage_leaves_the_last_known(shared: Store, store: EmbeddedSto
     await eventually(lambda: not shared.available)
     assert not await watch.poll()
     assert not await lease.renew()
-    await lease.drop()
     assert list(watch.current.members) == ["a"]
     await store.restart()
+    await eventually(watch.poll)
+    # The store is empty, and the worker has had no time yet to say that it lives.
+    assert watch.current.members["a"].alive
     await eventually(lease.renew)
     await watch.poll()
     assert list(watch.current.members) == ["a"]
+
+
+async def test_a_lease_that_was_given_up_stays_so(shared: Store) -> None:
+    watch, lease = MembershipWatch(shared, "p"), Lease(shared, registration())
+    await lease.renew()
+    await lease.drop()
+    assert not await lease.renew()
+    await watch.poll()
+    assert not watch.current.members
 
 
 async def test_an_entry_without_meaning_hides_no_other(shared: Store) -> None:

@@ -41,7 +41,7 @@ def test_what_other_services_read_is_theirs() -> None:
 def test_lists_and_numbers() -> None:
     assert router({"DUALMAP_ROUTER_PASSTHROUGH": "/a,/b,"}).passthrough == ("/a", "/b")
     assert router({"DUALMAP_ROUTER_PASSTHROUGH": ""}).passthrough == ()
-    assert router({"DUALMAP_ROUTER_MAX_TTFT_S": "1e2"}).max_ttft_s == 100.0
+    assert router({"DUALMAP_ROUTER_REQUEST_TIMEOUT_S": "1e2"}).request_timeout_s == 100.0
 
 
 @pytest.mark.parametrize(

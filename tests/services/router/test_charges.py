@@ -1,0 +1,140 @@
+"""A router's charges on a real Valkey: booked once, released once, and mended after a lost reply."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from dualmap.types import ChoiceRequest, ChoiceRule, PrefillSpeed
+from dualmap_router.charges import Charges
+from dualmap_service.errors import StoreUnavailableError
+from dualmap_service.store import Store
+from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.redis_functions import RouteCall, Routed, parse_route
+from dualmap_wire.redis_keys import PoolKeys
+
+KEYS = PoolKeys("p")
+CALL = RouteCall(
+    router="r",
+    charge_id="",
+    request=ChoiceRequest(1000, 512.0, 5.0),
+    rule=ChoiceRule(),
+    hashes=[1, 2],
+    key_depth=1,
+    split_version=0,
+    pair=["a", "b"],
+    pool=b"a\nb",
+    start=0,
+    default_speed=PrefillSpeed(0.01, 1e-4, 0.0),
+)
+
+
+@pytest.fixture
+async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
+    connection = Store(store.url, "test")
+    assert await connection.start()
+    yield connection
+    await connection.close()
+
+
+async def book(shared: Store, charges: Charges) -> tuple[str, Routed]:
+    """Decide and book as the router does."""
+    charge_id = charges.open()
+    reply = await shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args())
+    routed = parse_route(reply)
+    assert isinstance(routed, Routed)
+    charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
+    return charge_id, routed
+
+
+async def held(shared: Store) -> tuple[int, int]:
+    """(charge ids, microseconds) that Redis holds."""
+    booked = await shared.command("HVALS", KEYS.charges)
+    return await shared.command("HLEN", KEYS.router_charges("r")), sum(int(value) for value in booked)
+
+
+async def test_booked_here_and_in_redis_alike(shared: Store) -> None:
+    charges = Charges(shared, "p", "r")
+    ids = [await book(shared, charges) for _ in range(6)]
+    assert len(charges) == 6
+    own_us = sum(sum(charges.own_us(name)) for name in ("a", "b"))
+    assert await held(shared) == (6, own_us)
+    assert own_us == pytest.approx(sum(routed.own_s for _, routed in ids) * 1e6, abs=6)
+    for charge_id, _ in ids:
+        charges.release(charge_id)
+        charges.release(charge_id)
+    assert (len(charges), charges.own_us("a"), charges.own_us("b")) == (0, (0, 0), (0, 0))
+    assert await held(shared) == (0, 0)
+
+
+async def test_classes_are_kept_apart(shared: Store) -> None:
+    charges = Charges(shared, "p", "r")
+    yes, no = charges.open(), charges.open()
+    charges.booked(yes, "a", 1.5, True)
+    charges.booked(no, "a", 0.5, False)
+    assert charges.own_us("a") == (1_500_000, 500_000)
+    charges.release(yes)
+    assert charges.own_us("a") == (0, 500_000)
+
+
+async def test_a_lost_reply_is_mended(shared: Store, store: EmbeddedStore) -> None:
+    """The router gives up on a decision that Redis then makes and books all the same."""
+    charges = Charges(shared, "p", "r")
+    kept, _ = await book(shared, charges)
+    charge_id = charges.open()
+    store.pause()
+    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
+    with pytest.raises(StoreUnavailableError):
+        await late
+    # Without its release, as when the connection is lost right then.
+    charges._live.pop(charge_id)
+    store.resume()
+    await shared.command("PING", deadline_s=10.0)
+    assert (await held(shared))[0] == 2
+    assert await charges.reconcile() == 1
+    assert (await held(shared))[0] == 1
+    charges.release(kept)
+    assert await held(shared) == (0, 0)
+
+
+async def test_a_release_after_a_missed_deadline_is_enough(shared: Store, store: EmbeddedStore) -> None:
+    charges = Charges(shared, "p", "r")
+    charge_id = charges.open()
+    store.pause()
+    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
+    with pytest.raises(StoreUnavailableError):
+        await late
+    charges.release(charge_id)
+    store.resume()
+    await shared.command("PING", deadline_s=10.0)
+    assert await held(shared) == (0, 0)
+
+
+async def test_reconciling_spares_what_is_under_way(shared: Store) -> None:
+    charges = Charges(shared, "p", "r")
+    booked = await asyncio.gather(*(book(shared, charges) for _ in range(20)))
+    assert await charges.reconcile() == 0
+    assert (await held(shared))[0] == 20
+    for charge_id, _ in booked:
+        charges.release(charge_id)
+    assert await charges.reconcile() == 0
+    assert await held(shared) == (0, 0)
+
+
+async def test_another_routers_charges_are_its_own(shared: Store) -> None:
+    mine, other = Charges(shared, "p", "r"), Charges(shared, "p", "other")
+    charge_id, _ = await book(shared, mine)
+    assert await other.reconcile() == 0
+    assert (await held(shared))[0] == 1
+    mine.release(charge_id)
+
+
+async def test_without_a_store_nothing_is_reconciled(store: EmbeddedStore) -> None:
+    charges = Charges(Store(store.url, "never started"), "p", "r")
+    charge_id = charges.open()
+    charges.booked(charge_id, "a", 1.0, True)
+    assert await charges.reconcile() == 0
+    assert charges.own_us("a") == (1_000_000, 0)
+    charges.release(charge_id)
+    assert charges.own_us("a") == (0, 0)
