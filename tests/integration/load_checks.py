@@ -219,29 +219,37 @@ async def assert_all_once(stack: Stack, records: Sequence[RequestRecord]) -> Non
         assert engines.get(record.request_id) == Books(started=1, finished=1), record
 
 
-def assert_answered(records: Sequence[RequestRecord], broken: int = 0) -> None:
-    """Every client has one right answer, but for at most `broken` streams that ended with an error event."""
+def assert_answered(records: Sequence[RequestRecord], lost: Iterable[str] = ()) -> list[RequestRecord]:
+    """Every client has one right answer, but for streams that had begun on a `lost` instance: those are returned.
+
+    They end with an error event: a stream that just ends, or an answer that never comes, is `cut` or worse.
+    """
     assert records
     wrong = [r for r in records if not r.ok and r.error != "stream_error"]
     assert not wrong, (Counter((r.error, r.detail) for r in wrong), wrong[0])
     assert not any(record.duplicate for record in records)
-    cut = [record for record in records if record.error == "stream_error"]
-    assert len(cut) <= broken, cut
-    # Only what had begun may break: anything else could have been answered elsewhere.
-    assert all(record.ttft_s is not None for record in cut), cut
+    broken = [record for record in records if record.error == "stream_error"]
+    assert all(record.instance in set(lost) and record.ttft_s is not None for record in broken), broken
+    return broken
 
 
 async def assert_finished_once(
     stack: Stack, records: Sequence[RequestRecord], gone: Iterable[str] = ()
 ) -> None:
-    """After faults: one engine finished what was answered at the first attempt; every other start was given up."""
+    """After faults: whatever was started and not finished was given up, and what is answered was finished once.
+
+    The books of `gone` engines went with them.
+    """
     engines = await books(stack, gone)
+    twice = 0
     for record in records:
         book = engines.get(record.request_id, Books())
         assert book.started == book.finished + book.aborted, (record, book)
-        if record.ok and record.reason != "retry":
-            assert book == Books(started=1, finished=1) or gone, (record, book)
-        assert book.finished <= 1, (record, book)
+        if record.ok and record.reason != "retry" and not gone:
+            assert book == Books(started=1, finished=1), (record, book)
+        twice += book.finished > 1
+    # A worker may be killed between its engine's last byte and the router: then the work is done again.
+    assert twice <= 1
 
 
 def p90(records: Sequence[RequestRecord]) -> float:

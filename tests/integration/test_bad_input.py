@@ -187,7 +187,8 @@ async def test_a_body_over_the_limit_in_chunks(system: Stack, http: aiohttp.Clie
 async def test_a_prompt_that_no_instance_can_hold(system: Stack, http: aiohttp.ClientSession) -> None:
     """Within the body's limit, far beyond the model's: trying again would not help, so it is no 429."""
     status, answer, _ = await post(http, system.router_urls[0], TEXT, completion("word " * 1_000_000))
-    assert (status, error_of(answer)["code"]) == (400, "context_length_exceeded")
+    assert status == 400
+    assert "maximum context length" in error_of(answer)["message"]
 
 
 async def test_ten_thousand_headers(system: Stack) -> None:

@@ -64,7 +64,7 @@ async def test_an_instance_joins_under_load() -> None:
     options = StackOptions(routers=2, workers=3, time_scale=8.0)
     async with Stack(options) as stack:
         before = await _candidates(stack.router_urls[0])
-        workload = make_workload("chat", Traffic(2.5, 120), {"system_tokens": 1024, "answer_tokens": 60})
+        workload = make_workload("chat", Traffic(2.5, 90), {"system_tokens": 1024, "answer_tokens": 60})
         async with under_load(stack, (workload, True)) as load:
             worker = stack.start_worker((await stack.start_engines(1))[0])
             await stack.event(worker, "worker.ready")

@@ -32,7 +32,6 @@ async def test_a_thousand_requests_with_a_hotspot_are_answered_once() -> None:
         assert cached > 0.5 * sum(
             record.input_tokens for record in records if record.cached_tokens is not None
         )
-        print(within_slo(records), cached / sum(record.input_tokens for record in records))
         assert within_slo(records) > 0.9
         for url in stack.router_urls:
             assert await metric(url, "dualmap_local_decisions_total") == 0

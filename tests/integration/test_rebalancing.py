@@ -60,5 +60,4 @@ async def test_a_slowed_instances_queue_moves_and_meets_the_slo_more_often() -> 
     assert all(record.moves == 1 and record.reason == "moved" for record in moved)
     assert any(record.instance != "worker-1" for record in moved)
     # The queue of the slow instance alone is over a quarter of all requests: p90 tells whether it moved.
-    print(p90(rebalanced.records), p90(without.records), len(moved))
     assert p90(rebalanced.records) < 0.6 * p90(without.records)

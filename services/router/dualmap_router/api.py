@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -111,7 +112,7 @@ class Api:
         self._admit()
         options = parse_options(scope.headers.get)
         body = await front.read_body(scope, proto, self._settings.max_body_bytes)
-        started_s = asyncio.get_running_loop().time()
+        started_s = time.monotonic()
         request = parse_inference(path, body)
         self._check_model(request.model)
         sink = self._answer(proto, request.stream, path)
@@ -286,7 +287,7 @@ class Api:
             path=front.engine_path(scope),
             headers=front.engine_headers(scope),
             body=body,
-            started_s=asyncio.get_running_loop().time(),
+            started_s=time.monotonic(),
             sink=self._answer(proto, True, path),
         )
         await self._fly(flight, proto)

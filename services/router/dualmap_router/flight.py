@@ -6,6 +6,7 @@ is given back when the prefill is over, and in any case when the flight ends.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -50,7 +51,7 @@ class Flight:
     headers: list[pb.Header]
     body: bytes
     started_s: float
-    """Loop time at which the body was read."""
+    """`time.monotonic()` when the body was read: uvloop's own clock stands still within a turn."""
     sink: Sink
     prompt: Prompt | None = None
     """None for what needs no prefill: it skips decision and queue."""
@@ -147,7 +148,7 @@ class Pilot:
         flight.placed = placed
         if first:
             flight.reason = placed.reason
-            self._metrics.decision_s.observe(asyncio.get_running_loop().time() - flight.started_s)
+            self._metrics.decision_s.observe(time.monotonic() - flight.started_s)
         self._metrics.decision(placed.instance, str(flight.reason))
         if not placed.shared:
             self._metrics.local_decisions.inc()
@@ -238,7 +239,7 @@ class Pilot:
             placement.cached_tokens = placed.cached_tokens
             placement.prompt_bytes = flight.prompt.num_bytes
             placement.slo_s = flight.slo_s
-            placement.age_s = asyncio.get_running_loop().time() - flight.started_s
+            placement.age_s = time.monotonic() - flight.started_s
             placement.priority = flight.priority
             placement.feasible = placed.feasible
             placement.backup = placed.backup or ""
@@ -253,7 +254,7 @@ class Pilot:
         self._placement.charges.release(placed.charge_id)
         if head.status >= 300 or flight.ttft_s is not None:
             return
-        flight.ttft_s = asyncio.get_running_loop().time() - flight.started_s
+        flight.ttft_s = time.monotonic() - flight.started_s
         self._metrics.ttft_s.observe(flight.ttft_s)
         self._metrics.ttft_error_s.observe(abs(flight.ttft_s - placed.ttft_s))
         (self._metrics.slo_met if flight.ttft_s <= flight.slo_s else self._metrics.slo_missed).inc()

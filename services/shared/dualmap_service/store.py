@@ -29,6 +29,7 @@ _LOST = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
 _MISSES_TO_OPEN = 3
 _PROBE_S = 0.1
 _MAX_BACKOFF_S = 1.0
+_LINGER_S = 0.002
 
 
 class Store:
@@ -42,6 +43,7 @@ class Store:
         self._connection: Connection | None = None
         self._outgoing: list[bytes] = []
         self._flush = asyncio.Event()
+        self._linger: asyncio.TimerHandle | None = None
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._misses = 0
         self._probing = False
@@ -76,7 +78,7 @@ class Store:
     # Calls
 
     def command(
-        self, *args: str | bytes | int | float, deadline_s: float | None = None
+        self, *args: str | bytes | int | float, deadline_s: float | None = None, urgent: bool = True
     ) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply, StoreError or StoreUnavailableError."""
         loop = asyncio.get_running_loop()
@@ -84,7 +86,7 @@ class Store:
         if not self.available:
             future.set_exception(StoreUnavailableError("no connection to Redis"))
             return future
-        self._send(args, future)
+        self._send(args, future, urgent)
         timer = loop.call_later(deadline_s or self._deadline_s, self._expire, future, True)
         future.add_done_callback(lambda _: timer.cancel())
         return future
@@ -96,17 +98,26 @@ class Store:
         return self.command("FCALL", function_name(name), 1, prefix, *args, deadline_s=deadline_s)
 
     def post(self, name: str, prefix: str, *args: str | bytes | int | float) -> None:
-        """Call a function without waiting; an outage loses the call, which callers must be able to afford."""
-        future = self.function(name, prefix, *args)
+        """Call a function without waiting; an outage loses the call, which callers must be able to afford.
+
+        It leaves with the next call, or by itself after a moment: a write of its own costs a system call and
+        two wake-ups.
+        """
+        future = self.command("FCALL", function_name(name), 1, prefix, *args, urgent=False)
         future.add_done_callback(_drop)
 
     # Connection
 
-    def _send(self, args: tuple[str | bytes | int | float, ...], future: asyncio.Future[Any]) -> None:
+    def _send(
+        self, args: tuple[str | bytes | int | float, ...], future: asyncio.Future[Any], urgent: bool = True
+    ) -> None:
         # The stub describes a tuple of one.
         self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append(future)
-        self._flush.set()
+        if urgent:
+            self._flush.set()
+        elif self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_S, self._flush.set)
 
     def _expire(self, future: asyncio.Future[Any], first: bool) -> None:
         """A deadline passed; the reply may wait in the socket while this loop was busy, so look once more."""
@@ -198,6 +209,7 @@ class Store:
         while True:
             await self._flush.wait()
             self._flush.clear()
+            self._stop_linger()
             batch, self._outgoing = self._outgoing, []
             if batch:
                 try:
@@ -229,7 +241,13 @@ class Store:
         else:
             future.set_result(reply)
 
+    def _stop_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
     def _fail_pending(self) -> None:
+        self._stop_linger()
         self._outgoing.clear()
         while self._pending:
             future = self._pending.popleft()

@@ -12,6 +12,8 @@ import msgspec
 
 _MAX_TAIL_BYTES = 4096
 _MAX_EVENT_BYTES = 1 << 20
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+_EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
@@ -76,26 +78,25 @@ class StreamTap:
     def feed(self, chunk: bytes) -> bytes:
         """What of the bytes so far may go on: everything up to the last complete event."""
         data = self._partial + chunk if self._partial else chunk
-        if data.endswith(b"\n\n"):
+        if data.endswith(_BLANK_LINES):
             self._partial = b""
         else:
-            end = data.rfind(b"\n\n") + 2
-            if end == 1:
-                end = len(data) if len(data) > _MAX_EVENT_BYTES else 0
+            end = max(data.rfind(blank) + len(blank) if blank in data else 0 for blank in _BLANK_LINES)
+            if not end and len(data) > _MAX_EVENT_BYTES:
+                end = len(data)
             self._partial, data = data[end:], data[:end]
         return self._without_usage(data) if b'"usage"' in data else data
 
     def finish(self) -> bytes:
         """What is left when the stream ends inside an event."""
         rest, self._partial = self._partial, b""
-        return rest
+        return self._without_usage(rest)
 
     def _without_usage(self, data: bytes) -> bytes:
         self.usage = find_usage(data) or self.usage
         if not self._hide:
             return data
-        events = data.split(b"\n\n")
-        return b"\n\n".join(event for event in events if not _is_usage_event(event))
+        return b"".join(event for event in _EVENT_ENDS.split(data) if not _is_usage_event(event))
 
 
 class BodyTap:

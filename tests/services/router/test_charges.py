@@ -27,6 +27,7 @@ CALL = RouteCall(
     pool=b"a\nb",
     start=0,
     default_speed=PrefillSpeed(0.01, 1e-4, 0.0),
+    count=False,
 )
 
 

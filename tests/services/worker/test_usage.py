@@ -1,5 +1,6 @@
 """Usage found in bytes that pass by, however they are cut, and taken out again where it was not asked for."""
 
+import itertools
 import json
 from typing import Any
 
@@ -35,7 +36,7 @@ TEXTS = st.lists(
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(set(at)), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 def cuts(data: bytes) -> st.SearchStrategy[list[bytes]]:
@@ -46,11 +47,21 @@ def passed(tap: StreamTap, chunks: list[bytes]) -> bytes:
     return b"".join([tap.feed(chunk) for chunk in chunks]) + tap.finish()
 
 
-@given(TEXTS, st.data())
-def test_what_passes_is_the_stream_without_its_usage_event(texts: list[str], data: st.DataObject) -> None:
-    deltas = b"".join(delta(text) for text in texts)
+@given(TEXTS, st.booleans(), st.sampled_from([DONE, b"", b"data: [DONE]"]), st.data())
+def test_what_passes_is_the_stream_without_its_usage_event(
+    texts: list[str], crlf: bool, end: bytes, data: st.DataObject
+) -> None:
+    deltas, last = b"".join(delta(text) for text in texts), LAST
+    if crlf:
+        deltas, last, end = (part.replace(b"\n", b"\r\n") for part in (deltas, last, end))
     tap = StreamTap(hide_usage=True)
-    assert passed(tap, data.draw(cuts(deltas + LAST + DONE))) == deltas + DONE
+    assert passed(tap, data.draw(cuts(deltas + last + end))) == deltas + end
+    assert tap.usage == FOUND
+
+
+def test_a_usage_event_that_ends_the_stream_unfinished() -> None:
+    tap = StreamTap(hide_usage=True)
+    assert passed(tap, [delta("a"), LAST.strip()]) == delta("a")
     assert tap.usage == FOUND
 
 
@@ -68,10 +79,12 @@ def test_any_bytes_pass(stream: bytes, hide: bool, data: st.DataObject) -> None:
         assert passed(StreamTap(hide), data.draw(cuts(stream))) == stream
 
 
-def test_nothing_is_kept_back_between_events() -> None:
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+def test_nothing_is_kept_back_between_events(line: bytes) -> None:
     tap = StreamTap(hide_usage=True)
     for text in ("a", "b", "c"):
-        assert tap.feed(delta(text)) == delta(text)
+        chunk = delta(text).replace(b"\n", line)
+        assert tap.feed(chunk) == chunk
     assert tap.feed(LAST) == b""
     assert tap.feed(DONE) == DONE
     assert tap.finish() == b""
@@ -105,7 +118,7 @@ def test_an_event_without_end_is_bounded() -> None:
          Usage(5, 2, 4)),
         (b'{"usage":{"prompt_tokens":1}} {"usage" : {"prompt_tokens":2}}', Usage(2, None, 0)),
         (json.dumps({"text": 'say "usage": {"prompt_tokens": 9}', "usage": USAGE}).encode(), FOUND),
-        (b'{"usage": {"prompt_tokens": 3, "x": "\xff"}}', None),
+        (b'{"usage": {"prompt_tokens": 3, "x": "\xff"}}', Usage(3, None, 0)),
     ],
 )  # fmt: skip
 def test_find_usage(data: bytes, usage: Usage | None) -> None:
