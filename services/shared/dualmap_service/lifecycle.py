@@ -1,6 +1,7 @@
 """A service's life: start, run until told to stop, stop. A background loop that dies ends the service."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -14,6 +15,11 @@ log = logging.getLogger(__name__)
 
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run `main(stop)` on uvloop; SIGTERM and SIGINT set `stop`. Returns the process's exit status."""
+
+    # What start-up made lives as long as the process; and a service makes few cycles, so that the collector's
+    # default pace would cost a tenth of its time.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
     async def body() -> int:
         stop = asyncio.Event()

@@ -211,7 +211,7 @@ class Flow:
     def prefilled(self) -> None:
         """The estimate says that an unstreamed answer's prefill is over: its charge can go."""
         queued_s = (self.job.started_s or 0.0) - self.job.arrival_s
-        self.out(pb.Event(prefilled=pb.Prefilled(queued_s=queued_s)), urgent=True)
+        self.out(pb.Event(prefilled=pb.Prefilled(queued_s=queued_s)), urgent=False)
 
     def abort(self) -> None:
         """Nobody waits for it: off the queue, or out of the engine."""
@@ -264,7 +264,8 @@ class Flow:
             queued_s=0.0 if job.started_s is None else job.started_s - job.arrival_s,
             prefill_s=job.prefill_s or 0.0,
         )
-        self.out(pb.Event(head=head), urgent=True)
+        # A stream's first token goes at once; a whole answer's end is about to follow, and one frame takes both.
+        self.out(pb.Event(head=head), urgent=answer.is_stream)
 
     def _end(self) -> None:
         end = pb.End()
