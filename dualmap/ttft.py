@@ -45,6 +45,9 @@ def estimate(request: ChoiceRequest, view: InstanceView, rule: ChoiceRule) -> Es
         else:
             infeasible_s -= done_s
             blocking_s = running.cost_s - done_s
+    elif feasible_s <= 0.0:
+        # Telemetry has not said what runs, but an engine with booked work is never idle.
+        blocking_s = infeasible_s
     feasible_s, infeasible_s = max(feasible_s, 0.0), max(infeasible_s, 0.0)
 
     uncached, cached = split_prompt(request, view.owned_chunks)

@@ -121,6 +121,8 @@ local function estimate(request, view)
       infeasible_s = infeasible_s - done_s
       blocking_s = running.cost_s - done_s
     end
+  elseif feasible_s <= 0.0 then
+    blocking_s = infeasible_s
   end
   feasible_s, infeasible_s = math.max(feasible_s, 0.0), math.max(infeasible_s, 0.0)
   local cached = math.min(math.floor(view.owned * request.chunk_tokens), request.prompt_tokens - 1)

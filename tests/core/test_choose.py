@@ -61,7 +61,10 @@ CASES = {
         "dualmap", [view("a", 9), view("b", 8)], [view("c", 2), view("d", 2.5, 9)], ("d", "b", Reason.ESCAPE)
     ),
     "late work ahead does not count": (
-        "dualmap", [view("a", late_s=60), view("b", 0.1)], [C], ("a", "b", Reason.LOAD)
+        "dualmap", [view("a", 0.1, late_s=60), view("b", 0.2)], [C], ("a", "b", Reason.LOAD)
+    ),
+    "late work that must be running does": (
+        "dualmap", [view("a", late_s=60), view("b", 0.1)], [C], ("b", "a", Reason.LOAD)
     ),
     "a held candidate is left": ("dualmap", [view("a", owned=9, held=True), B], [C], ("b", "a", Reason.LOAD)),
     "a held pair escapes": ("dualmap", [view("a", held=True), view("b", held=True)], [C], ("c", "a", Reason.ESCAPE)),

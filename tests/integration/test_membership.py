@@ -25,6 +25,7 @@ from .load_checks import (
     set_faults,
     under_load,
     until,
+    with_headers,
 )
 
 
@@ -99,9 +100,13 @@ async def test_sigterm_drains_a_worker_under_load() -> None:
     )
     async with Stack(options) as stack:
         before = await _candidates(stack.router_urls[0])
-        requests = prompts("drained", rate_req_s=6.0, count=60, tokens=4096, output_tokens=60)
+        # In turn and against a slow engine: the default policy would send it too little to make it queue.
+        requests = with_headers(
+            prompts("drained", rate_req_s=6.0, count=60, tokens=4096, output_tokens=60),
+            x_dualmap_policy="round-robin",
+        )
+        await set_faults(stack.engine_urls[0], slow_down=10.0)
         async with under_load(stack, (requests[:40], True), (requests[40:], False)) as load:
-            await set_faults(stack.engine_urls[0], slow_down=5.0)
             await until(lambda: holds(stack, "worker-1", queued=2, running=1), 20, "a queue on worker-1")
             leaving = stack.children["worker-1"]
             leaving.process.terminate()
