@@ -7,7 +7,6 @@ from redis.asyncio import Redis
 
 from dualmap.hash_ring import RingPair
 from dualmap_cli.stack import Stack, StackOptions
-from dualmap_sim.workloads import Traffic, make_workload
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -65,7 +64,8 @@ async def test_an_instance_joins_under_load() -> None:
     options = StackOptions(routers=2, workers=3, time_scale=8.0)
     async with Stack(options) as stack:
         before = await _candidates(stack.router_urls[0])
-        workload = make_workload("chat", Traffic(2.5, 90), {"system_tokens": 1024, "answer_tokens": 60})
+        # New prompts all along: known ones would rightly stay where their cache is.
+        workload = prompts("joined", rate_req_s=2.5, count=200, tokens=1024, output_tokens=30)
         async with under_load(stack, (workload, True)) as load:
             worker = stack.start_worker((await stack.start_engines(1))[0])
             await stack.event(worker, "worker.ready")
