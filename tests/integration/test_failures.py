@@ -270,3 +270,21 @@ async def test_moving_goes_on_when_the_leading_rebalancer_is_killed() -> None:
         assert any(record.moves for record in records)
         await assert_all_once(stack, records)
         await assert_at_rest(stack)
+
+
+async def test_what_needs_no_prefill_also_goes_elsewhere() -> None:
+    # Freshly dead: its worker still offers it, and has the least to do of all.
+    async with Stack(StackOptions(routers=1, workers=1, time_scale=4.0)) as stack:
+        dying = (await stack.start_engines(1))[0]
+        await stack.event(stack.start_worker(dying), "worker.ready")
+        await stack.wait_ready(2)
+        busy = prompts("busy", rate_req_s=50.0, count=4, tokens=64, output_tokens=1500)
+        async with under_load(stack, (busy, True)):
+            await until(lambda: holds(stack, "worker-1", running=1), 10, "work on worker-1")
+            stack.children["engine-2"].process.kill()
+            async with aiohttp.ClientSession() as http:
+                for number in range(8):
+                    body = {"model": MODEL, "prompt": f"number {number}"}
+                    async with http.post(f"{stack.router_urls[0]}/tokenize", json=body) as answer:
+                        assert answer.status == 200, await answer.text()
+        await assert_at_rest(stack, gone=[dying])

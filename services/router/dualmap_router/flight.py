@@ -107,7 +107,8 @@ class Pilot:
             while True:
                 placed = await self._place(flight, lost, target)
                 try:
-                    verdict = await self._attempt(flight, placed)
+                    instance = placed.instance if placed is not None else self._any_instance(lost)
+                    verdict = await self._attempt(flight, placed, instance)
                 finally:
                     if placed is not None:
                         self._placement.charges.release(placed.charge_id)
@@ -125,8 +126,7 @@ class Pilot:
                 if flight.attempts >= self._max_attempts:
                     raise _given_up(verdict)
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
-                if flight.exchange is not None and placed is not None:
-                    lost.add(placed.instance)
+                lost.add(instance)
                 target = None
                 flight.reason = Reason.RETRY
                 if not set(self._placement.usable) - lost:
@@ -154,9 +154,10 @@ class Pilot:
             self._metrics.local_decisions.inc()
         return placed
 
-    async def _attempt(self, flight: Flight, placed: Placed | None) -> pb.Moved | pb.Failed | None:
+    async def _attempt(
+        self, flight: Flight, placed: Placed | None, instance: str
+    ) -> pb.Moved | pb.Failed | None:
         """Send the request once and relay its answer; returns why it has to go elsewhere, or None."""
-        instance = placed.instance if placed is not None else self._any_instance()
         session = self._sessions.get(instance)
         if session is None:
             return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
@@ -214,9 +215,9 @@ class Pilot:
         await flight.sink.broken(failed.message or "the engine was lost")
         return None
 
-    def _any_instance(self) -> str:
-        """For requests without a prefill: whoever has the least to do here."""
-        usable = self._placement.usable
+    def _any_instance(self, lost: set[str]) -> str:
+        """For requests without a prefill: whoever has the least to do here, but for those who failed it."""
+        usable = [name for name in self._placement.usable if name not in lost]
         if not usable:
             raise unavailable("no instance of this model can be reached")
         return min(usable, key=lambda name: len(self._sessions.get(name) or ()))

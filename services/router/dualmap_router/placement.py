@@ -181,6 +181,9 @@ class Placement:
         for _ in range(_STALE_RETRIES):
             call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id)
             call = replace(call, count=first and call.key_depth > 0)
+            if not first:
+                # It was let in once: that its instance was lost must not turn it away.
+                call = replace(call, max_wait_s=0.0)
             try:
                 routed = await self._ask(call)
             except StoreError:
