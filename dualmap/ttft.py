@@ -227,7 +227,7 @@ class SpeedTracker:
         """How many times longer than the fit says prefills took lately."""
         return math.exp(self.log_factor)
 
-    def speed(self, overrun: float = 1.0, idle_s: float = 0.0) -> PrefillSpeed:
+    def speed(self, overrun: float = 0.0, idle_s: float = 0.0) -> PrefillSpeed:
         """The speed to expect.
 
         `overrun` is elapsed over fitted seconds of a prefill that still runs. `idle_s` is how long none was

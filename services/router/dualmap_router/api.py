@@ -34,6 +34,9 @@ INFERENCE_PATHS = frozenset(
     )
 )
 
+# vLLM has these under /v1/, yet they change the engine for everybody.
+_ADMINISTRATION = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
 
 class Api:
     """The RSGI application."""
@@ -65,7 +68,7 @@ class Api:
         if scope.proto != "http":
             return
         path = scope.path
-        request_id = scope.headers.get("x-request-id") or secrets.token_hex(16)
+        request_id = _request_id(scope.headers.get("x-request-id"))
         own = [("x-request-id", request_id)]
         try:
             if path in INFERENCE_PATHS:
@@ -277,7 +280,8 @@ class Api:
 
     async def _passthrough(self, scope: Any, proto: Any, path: str, request_id: str) -> None:
         """Hand the request to any engine as it is."""
-        if not path.startswith(self._settings.passthrough) or ".." in path:
+        inside = path.startswith(_ADMINISTRATION)
+        if inside or not path.startswith(self._settings.passthrough) or ".." in path:
             raise ApiError(404, f"there is no {path} here", code="not_found")
         self._admit()
         body = await front.read_body(scope, proto, self._settings.max_body_bytes)
@@ -291,6 +295,13 @@ class Api:
             sink=self._answer(proto, True, path),
         )
         await self._fly(flight, proto)
+
+
+def _request_id(given: str | None) -> str:
+    """The client's id if it is short and printable, since it goes into queues and telemetry; else a new one."""
+    if given is not None and len(given) <= 128 and given.isascii() and given.isprintable() and given:
+        return given
+    return secrets.token_hex(16)
 
 
 def _label(path: str) -> str:

@@ -161,6 +161,9 @@ class Pilot:
         session = self._sessions.get(instance)
         if session is None:
             return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
+        # It may have gone while the decision was made, when there was no exchange to cancel.
+        if flight.gone and not flight.timed_out:
+            raise ClientGoneError
         exchange = flight.exchange = session.submit(self._submit(flight, placed))
         while True:
             event = await exchange.next()

@@ -8,6 +8,7 @@ the flight decides whether the request may start elsewhere.
 import asyncio
 import itertools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -39,7 +40,7 @@ class Exchange:
 
     __slots__ = ("_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "stream")
 
-    def __init__(self, session: "Session", stream: int, max_bytes: int) -> None:
+    def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
         self._session = session
         self.stream = stream
         self._events: deque[pb.Event] = deque()
@@ -129,7 +130,9 @@ class Session:
 
     def submit(self, submit: pb.Submit) -> Exchange:
         """Send a request; fills in its stream number."""
-        exchange = Exchange(self, next(self._streams), self._max_buffer_bytes)
+        # A whole answer is read as fast as it comes and bounded by its sink.
+        bound = self._max_buffer_bytes if submit.streamed else math.inf
+        exchange = Exchange(self, next(self._streams), bound)
         submit.stream = exchange.stream
         self._exchanges[exchange.stream] = exchange
         if not self.connected:

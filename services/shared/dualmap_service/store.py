@@ -25,10 +25,13 @@ from dualmap_wire.redis_functions import function_name, library
 
 log = logging.getLogger(__name__)
 
-_LOST = (RedisConnectionError, RedisTimeoutError, OSError, EOFError)
+# RuntimeError is uvloop's word for a write to a transport that has closed.
+_LOST = (RedisConnectionError, RedisTimeoutError, OSError, EOFError, RuntimeError)
 _MISSES_TO_OPEN = 3
 _PROBE_S = 0.1
 _MAX_BACKOFF_S = 1.0
+_CONNECT_S = 5.0
+_SILENCE_S = 3.0
 _LINGER_S = 0.002
 
 
@@ -43,6 +46,7 @@ class Store:
         self._connection: Connection | None = None
         self._outgoing: list[bytes] = []
         self._flush = asyncio.Event()
+        self._replace = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._misses = 0
@@ -136,7 +140,9 @@ class Store:
             task.add_done_callback(self._background.discard)
 
     async def _probe(self) -> None:
-        """Ask until Redis answers again, then close the breaker."""
+        """Ask until Redis answers again, then close the breaker; a connection that stays silent is replaced."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + _SILENCE_S
         try:
             while self._connection is not None and self._misses >= _MISSES_TO_OPEN:
                 future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -145,6 +151,10 @@ class Store:
                     async with asyncio.timeout(max(_PROBE_S, self._deadline_s)):
                         await future
                 except (TimeoutError, StoreError):
+                    if loop.time() > give_up_s and self._connection is not None:
+                        # Half-open, as after a host was lost: the kernel would take minutes to notice.
+                        self._replace.set()
+                        return
                     continue
                 self._misses = 0
                 log.info("store.back")
@@ -157,9 +167,10 @@ class Store:
         while True:
             connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await self._load_library(connection)
-            except (RedisError, OSError) as exc:
+                async with asyncio.timeout(_CONNECT_S):
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                    await self._load_library(connection)
+            except (RedisError, *_LOST) as exc:
                 await connection.disconnect(nowait=True)
                 log.warning("store.unreachable", extra={"error": str(exc)[:200]})
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -189,11 +200,13 @@ class Store:
                 raise
 
     async def _serve(self, connection: Connection) -> None:
-        """Write and read until one of the two ends."""
+        """Write and read until one of the two ends, or the connection is to be replaced."""
         loop = asyncio.get_running_loop()
-        tasks = [
+        self._replace.clear()
+        tasks: list[asyncio.Task[Any]] = [
             loop.create_task(self._write(connection), name="store-write"),
             loop.create_task(self._read(connection), name="store-read"),
+            loop.create_task(self._replace.wait(), name="store-replace"),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -141,7 +141,8 @@ class Admission:
             ahead_s = self.tracker.speed().prefill_s(self._ahead_tokens, 0)
             busy_s = self.busy_s(now_s)
             if self.line and busy_s > ahead_s:
-                return busy_s - ahead_s
+                due_s = self._unstreamed_due_s(now_s)
+                return busy_s - ahead_s if due_s is None else min(busy_s - ahead_s, due_s)
             job = self.queue.pop(self.ordered(now_s)[0].request.request_id)
             job.started_s = now_s
             self.line.append(job)
@@ -149,9 +150,16 @@ class Admission:
             job.start()
         return self._unstreamed_due_s(now_s)
 
-    def first_byte(self, job: Job, now_s: float) -> None:
-        """A prefill is over: the next in line has the engine."""
+    def first_byte(self, job: Job, now_s: float, telling: bool = True) -> None:
+        """A prefill is over: the next in line has the engine.
+
+        Only a `telling` first byte is a sample: an error came without a prefill, and an answer that is not
+        streamed with its decode (and those slower than expected have left the line before).
+        """
         if job not in self.line:
+            return
+        if not telling or not job.streamed:
+            self._leave_line(job, now_s)
             return
         job.first_byte_s = now_s
         since_s = job.started_s if job.started_s is not None else now_s

@@ -57,7 +57,8 @@ class _Models(msgspec.Struct):
 
 
 _models = msgspec.json.Decoder(_Models)
-_SAMPLE = re.compile(r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)", re.MULTILINE)
+_SAMPLE = re.compile(r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9][0-9.eE+-]*)", re.MULTILINE)
+_METRICS_S = 2.0
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -142,8 +143,12 @@ class Engine:
 
     async def load(self) -> tuple[EngineLoad, int]:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""
-        async with self.request("GET", "/metrics", {}, b"") as answer:
-            text = (await answer.read()).decode("utf-8", "replace")
+        try:
+            # Shorter than an answer may take: a hung engine must be found out.
+            async with asyncio.timeout(_METRICS_S), self.request("GET", "/metrics", {}, b"") as answer:
+                text = (await answer.read()).decode("utf-8", "replace")
+        except TimeoutError as exc:
+            raise EngineTimeoutError("the engine's metrics did not come in time") from exc
         values: dict[str, float] = {}
         kv_tokens = 0
         for name, labels, value in _SAMPLE.findall(text):

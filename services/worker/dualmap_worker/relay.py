@@ -7,6 +7,7 @@ another instance may still start it.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -57,7 +58,7 @@ class Requests:
             return
         if flow.job.request_id in self._by_job:
             # The key of queue and control must be unique, whatever ids clients choose.
-            flow.job.request_id = f"{flow.job.request_id}#{router}#{submit.stream}"
+            flow.job.request_id = f"{flow.job.request_id}#{secrets.token_hex(8)}"
         self._flows[outbox, submit.stream] = flow
         self._by_job[flow.job.request_id] = flow
         self.idle.clear()
@@ -117,9 +118,9 @@ class Requests:
             self._timer = asyncio.get_running_loop().call_later(max(again_s, 0.001), self.pump)
         self._changed()
 
-    def first_byte(self, flow: "Flow") -> None:
-        """A prefill is over."""
-        self._admission.first_byte(flow.job, asyncio.get_running_loop().time())
+    def first_byte(self, flow: "Flow", telling: bool) -> None:
+        """A prefill is over; an error tells nothing of the engine's speed."""
+        self._admission.first_byte(flow.job, asyncio.get_running_loop().time(), telling)
         self.pump()
 
     def finished(self, flow: "Flow", usage: Usage | None) -> None:
@@ -256,7 +257,7 @@ class Flow:
     def _head(self, answer: EngineAnswer) -> None:
         """The first body byte: the prefill is over."""
         self._answered = True
-        self._requests.first_byte(self)
+        self._requests.first_byte(self, telling=answer.status < 300)
         job = self.job
         head = pb.Head(
             status=answer.status,

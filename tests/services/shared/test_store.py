@@ -1,6 +1,7 @@
 """The store's connection against a real Valkey that is frozen, killed, restarted and emptied."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -143,3 +144,47 @@ async def test_posts_are_lost_in_silence(shared: Store, store: EmbeddedStore) ->
     shared.post("release", KEYS.prefix, "r", "1")
     await store.restart()
     await eventually(lambda: works(shared))
+
+
+async def test_a_connection_that_goes_silent_is_replaced(store: EmbeddedStore) -> None:
+    """As after a lost host: nothing comes back, nothing is closed, and a new connection would work."""
+    relays: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+    silent = asyncio.Event()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mute: bool) -> None:
+        while data := await reader.read(65536):
+            if not (mute and silent.is_set()):
+                writer.write(data)
+                await writer.drain()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mute = not relays
+        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", store.port)
+        writers.extend((writer, behind_writer))
+        relays.append(asyncio.create_task(relay(reader, behind_writer, mute)))
+        relays.append(asyncio.create_task(relay(behind_reader, writer, mute)))
+
+    proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    client = Store(f"redis://127.0.0.1:{port}/0", "test", deadline_s=0.2)
+    try:
+        assert await client.start()
+        assert await client.command("PING") == b"PONG"
+        silent.set()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(StoreUnavailableError):
+                    if await client.command("PING") == b"PONG":
+                        break
+                await asyncio.sleep(0.05)
+        assert len(relays) >= 4
+    finally:
+        await client.close()
+        proxy.close()
+        for task in relays:
+            task.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
