@@ -227,14 +227,15 @@ class SpeedTracker:
         """How many times longer than the fit says prefills took lately."""
         return math.exp(self.log_factor)
 
-    def speed(self, overrun: float = 0.0, idle_s: float = 0.0) -> PrefillSpeed:
+    def speed(self, overrun: float = 1.0, idle_s: float = 0.0) -> PrefillSpeed:
         """The speed to expect.
 
         `overrun` is elapsed over fitted seconds of a prefill that still runs. `idle_s` is how long none was
         seen: the factor fades, since an instance that nobody tries could never show that it recovered.
         """
         faded = math.exp(self.log_factor * 0.5 ** (idle_s / _FACTOR_HALF_LIFE_S))
-        factor = max(faded, min(overrun, _MAX_FACTOR))
+        # Never below 1: to have become faster is for the fit to find out, a hasty guess overfills the engine.
+        factor = max(1.0, faded, min(overrun, _MAX_FACTOR))
         base = self.fit.speed
         return PrefillSpeed(base.a_s * factor, base.b_s_per_token * factor, base.c_s_per_token2 * factor)
 

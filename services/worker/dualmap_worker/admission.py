@@ -15,6 +15,8 @@ from dualmap.ttft import Prefill, SpeedTracker
 from dualmap.types import PrefillSpeed
 from dualmap_worker.engine import EngineLoad
 
+_OVERRUN_GRACE_S = 0.05
+"""A prefill this much late says nothing yet: a timer or a busy machine makes a short one look slow."""
 _TOGETHER = 0.5
 """A first byte that comes within this share of its own expected prefill was computed with the one before."""
 
@@ -98,7 +100,8 @@ class Admission:
         if not self.line:
             return self.tracker.speed(idle_s=max(now_s - self._last_first_byte_s, 0.0))
         fitted_s = max(self.line[0].own_s(self.tracker.fit.speed), 1e-3)
-        return self.tracker.speed(overrun=(now_s - self.head_since_s()) / fitted_s)
+        late_s = now_s - self.head_since_s() - _OVERRUN_GRACE_S
+        return self.tracker.speed(overrun=max(late_s, 0.0) / fitted_s)
 
     def busy_s(self, now_s: float) -> float:
         """Prefill seconds left in the line."""
