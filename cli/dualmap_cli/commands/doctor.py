@@ -20,7 +20,8 @@ from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import QUEUE_TOPIC, Registration, decode_registration, decode_report
 
-_TELEMETRY_WAIT_S = 2.0
+_TELEMETRY_WAIT_S = 5.0
+_FOLD_POLL_S = 0.1
 _FRESH_US = 5_000_000
 _MARK = {"ok": "[green]ok  [/green]", "warn": "[yellow]warn[/yellow]", "bad": "[red]bad [/red]"}
 
@@ -175,16 +176,24 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
             "The rebalancer cannot hear it either: check the port.",
         )
     )
-    perf = parse_perf(await redis.hget(keys.perf, name) or b"")
-    seconds, microseconds = await redis.time()
-    age_us = seconds * 1_000_000 + microseconds - (perf.reported_us if perf is not None else 0)
-    if perf is None or age_us > _FRESH_US:
+    if not await _folded(redis, keys, name):
         yield Finding(
             "bad",
             name,
             "its telemetry in the store is stale",
             "Is the leading rebalancer able to reach the worker?",
         )
+
+
+async def _folded(redis: Any, keys: PoolKeys, name: str) -> bool:
+    """Whether the store holds fresh telemetry, or gets it within a moment: a system may just have started."""
+    for _ in range(round(_TELEMETRY_WAIT_S / _FOLD_POLL_S)):
+        perf = parse_perf(await redis.hget(keys.perf, name) or b"")
+        seconds, microseconds = await redis.time()
+        if perf is not None and seconds * 1_000_000 + microseconds - perf.reported_us <= _FRESH_US:
+            return True
+        await asyncio.sleep(_FOLD_POLL_S)
+    return False
 
 
 def _listen(registration: Registration) -> bool:

@@ -1,22 +1,27 @@
 """Child processes that never outlive their parent, whatever way the parent ends."""
 
 import asyncio
-import ctypes
 import os
-import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as exc:
+    sys.exit(f"cannot start {sys.argv[2]}: {exc.strerror}")
+"""
+"""Asks the kernel for SIGKILL when the parent goes, then becomes the program.
 
-
-def _die_with(parent_pid: int) -> None:
-    """In the child before exec: ask the kernel for SIGKILL when the parent goes."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
+Not a `preexec_fn`: that forks, and a fork of a process in which gRPC runs can break the child (its event engine
+lives on in the copy). Without one the child starts by vfork, which no library notices.
+"""
 
 
 class Child:
@@ -70,11 +75,11 @@ def start_child(
     cwd: Path | None = None,
 ) -> Child:
     """Start `argv`; its output goes to `log`, or nowhere. `env` is added to this process's environment."""
-    parent_pid = os.getpid()
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
     sink = log.open("ab") if log is not None else None
     try:
         process = subprocess.Popen(
-            list(argv),
+            [*launcher, *argv],
             stdin=subprocess.DEVNULL,
             stdout=sink or subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
@@ -82,7 +87,6 @@ def start_child(
             cwd=cwd,
             # Its own group: Ctrl-C reaches the parent only, which stops its children in order.
             process_group=0,
-            preexec_fn=lambda: _die_with(parent_pid),
         )
     finally:
         if sink is not None:

@@ -67,3 +67,18 @@ async def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
             return True
 
     await eventually(gone)
+
+
+async def test_a_child_starts_without_a_fork(tmp_path: Path) -> None:
+    # A fork while gRPC runs leaves its event engine's descriptors half closed in the child, which then dies of it.
+    forks: list[str] = []
+    os.register_at_fork(before=lambda: forks.append("forked"))
+    child = start_child([sys.executable, "-c", "print('up')"], "c", tmp_path / "log")
+    assert await child.wait(20.0) == 0
+    assert not forks
+
+
+async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    child = start_child([str(tmp_path / "missing")], "c", tmp_path / "log")
+    assert await child.wait(20.0) == 1
+    assert child.log_tail() == f"cannot start {tmp_path / 'missing'}: No such file or directory\n"
