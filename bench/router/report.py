@@ -22,7 +22,8 @@ TARGETS: dict[str, float] = {
 """What the router should stay under, in the figure's unit."""
 
 _PACKAGES = (
-    "granian",
+    "httptools",
+    "hpack",
     "grpcio",
     "redis",
     "hiredis",

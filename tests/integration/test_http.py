@@ -244,7 +244,7 @@ async def test_passthrough(system: Stack, http: aiohttp.ClientSession) -> None:
         ("PATCH", "/v1/models", 405),
         ("GET", "/v1/nothing", 404),
         ("GET", "/favicon.ico", 404),
-        ("BREW", "/coffee", 404),
+        ("BREW", "/coffee", 400),
     ],
 )
 async def test_methods(

@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from dualmap.types import Slo
-from dualmap_router import front
+from dualmap_router.answer import Answer, engine_headers
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
 from dualmap_router.explain import explain
 from dualmap_router.flight import Flight, Pilot
-from dualmap_router.front import Answer, Pairs
+from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
 from dualmap_router.metrics import RouterMetrics
+from dualmap_router.models import Models
 from dualmap_router.placement import Placement
 from dualmap_router.request import InferenceRequest, Options, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
@@ -39,13 +40,14 @@ _ADMINISTRATION = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
 class Api:
-    """The RSGI application."""
+    """The handler of every HTTP request."""
 
     def __init__(
         self,
         settings: RouterSettings,
         router: str,
         placement: Placement,
+        models: Models,
         pilot: Pilot,
         metrics: RouterMetrics,
         state: Callable[[], dict[str, Any]],
@@ -53,6 +55,7 @@ class Api:
         self._settings = settings
         self._router = router
         self._placement = placement
+        self._models = models
         self._pilot = pilot
         self._metrics = metrics
         self._state = state
@@ -63,37 +66,36 @@ class Api:
         self.idle = asyncio.Event()
         self.idle.set()
 
-    async def __rsgi__(self, scope: Any, proto: Any) -> None:
-        """One HTTP request."""
-        if scope.proto != "http":
-            return
-        path = scope.path
-        request_id = _request_id(scope.headers.get("x-request-id"))
+    async def handle(self, request: HttpRequest, response: HttpResponse) -> None:
+        """Answer one HTTP request."""
+        path = request.path
+        request_id = _request_id(request.get("x-request-id"))
         own = [("x-request-id", request_id)]
         try:
             if path in INFERENCE_PATHS:
                 with self._counted():
-                    await self._inference(scope, proto, path, request_id)
-            elif not self._local(scope, proto, path):
+                    await self._inference(request, response, request_id)
+            elif not self._local(request, response):
                 if path == "/debug/explain":
-                    await self._explain(scope, proto)
+                    await self._explain(request, response)
                 else:
                     with self._counted():
-                        await self._passthrough(scope, proto, path, request_id)
+                        await self._passthrough(request, response, request_id)
         except ApiError as error:
             self._metrics.request(_label(path), error.status)
-            front.send_error(proto, error, own)
+            response.fail(error, own)
         except ClientGoneError:
             self._metrics.client_gone.inc()
-            # 499: nobody sees it unless the router's own time limit ended the request.
-            front.send_error(proto, ApiError(499, "the client went away", code="client_closed_request"), own)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
         except Exception:
             log.exception("request.failed", extra={"path": path, "request_id": request_id})
             self._metrics.request(_label(path), 500)
-            fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
-            front.send_error(proto, fault, own)
+            if not response.started:
+                fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
+                response.fail(fault, own)
+
+    def refused(self, error: ApiError) -> None:
+        """Count what was answered before it was a request."""
+        self._metrics.request("other", error.status)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -109,71 +111,63 @@ class Api:
 
     # Inference
 
-    async def _inference(self, scope: Any, proto: Any, path: str, request_id: str) -> None:
-        if scope.method != "POST":
-            raise ApiError(405, f"{path} takes POST", code="method_not_allowed")
+    async def _inference(self, request: HttpRequest, response: HttpResponse, request_id: str) -> None:
+        if request.method != "POST":
+            raise ApiError(405, f"{request.path} takes POST", code="method_not_allowed")
         self._admit()
-        options = parse_options(scope.headers.get)
-        body = await front.read_body(scope, proto, self._settings.max_body_bytes)
         started_s = time.monotonic()
-        request = parse_inference(path, body)
-        self._check_model(request.model)
-        sink = self._answer(proto, request.stream, path)
-        flight = self._flight(scope, path, request_id, body, started_s, request, options, sink)
-        await self._fly(flight, proto)
+        options = parse_options(request.get)
+        inference = parse_inference(request.path, request.body)
+        self._models.check(inference.model)
+        sink = self._answer(request, response, inference.stream)
+        await self._fly(self._flight(request, request_id, started_s, inference, options, sink), response)
 
     def _flight(
         self,
-        scope: Any,
-        path: str,
+        request: HttpRequest,
         request_id: str,
-        body: bytes,
         started_s: float,
-        request: InferenceRequest,
+        inference: InferenceRequest,
         options: Options,
         sink: Answer,
     ) -> Flight:
         prompt = self._placement.prompt(
-            request.prompt,
-            request.prompt_tokens,
-            self._adapter(request.model),
-            request.cache_salt,
+            inference.prompt,
+            inference.prompt_tokens,
+            self._models.adapter(inference.model),
+            inference.cache_salt,
             options.prefix_key,
         )
-        streams_openai = request.stream and path in ("/v1/chat/completions", "/v1/completions")
+        streams_openai = inference.stream and request.path in ("/v1/chat/completions", "/v1/completions")
         return Flight(
             request_id=request_id,
             method="POST",
-            path=front.engine_path(scope),
-            headers=front.engine_headers(scope),
-            body=body,
+            path=request.target,
+            headers=engine_headers(request),
+            body=request.body,
             started_s=started_s,
             sink=sink,
             prompt=prompt,
             slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
             rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
-            priority=options.priority if options.priority is not None else request.priority,
-            streamed=request.stream,
-            hide_usage=streams_openai and not request.wants_usage and not request.has_stream_options,
+            priority=options.priority if options.priority is not None else inference.priority,
+            streamed=inference.stream,
+            hide_usage=streams_openai and not inference.wants_usage and not inference.has_stream_options,
         )
 
-    def _answer(self, proto: Any, stream: bool, path: str) -> Answer:
-        label = _label(path)
+    def _answer(self, request: HttpRequest, response: HttpResponse, stream: bool) -> Answer:
+        label = _label(request.path)
         return Answer(
-            proto,
+            response,
             stream,
             self._settings.max_answer_bytes,
             self._headers,
             lambda status: self._metrics.request(label, status),
         )
 
-    async def _fly(self, flight: Flight, proto: Any) -> None:
-        watch = front.watch_client(proto, flight.client_gone)
-        try:
-            await self._pilot.fly(flight)
-        finally:
-            watch.cancel()
-            flight.sink.close()
+    async def _fly(self, flight: Flight, response: HttpResponse) -> None:
+        response.on_gone = flight.client_gone
+        await self._pilot.fly(flight)
 
     def _admit(self) -> None:
         if self.draining:
@@ -182,33 +176,6 @@ class Api:
             raise ApiError(
                 429, "too many requests in flight", "rate_limit_error", "overloaded", retry_after_s=1
             )
-
-    def _models(self) -> dict[str, Any]:
-        """Model and adapter names that the pool serves, each with the registration that says so."""
-        models: dict[str, Any] = {}
-        for member in self._placement.membership.members.values():
-            registration = member.registration
-            for name in (registration.model, *registration.adapters):
-                models.setdefault(name, registration)
-        return models
-
-    def _check_model(self, model: str | None) -> None:
-        if model is None:
-            return
-        models = self._models()
-        if models and model not in models:
-            raise ApiError(
-                404,
-                f"the model {model!r} does not exist",
-                "invalid_request_error",
-                "model_not_found",
-                "model",
-            )
-
-    def _adapter(self, model: str | None) -> str:
-        """The LoRA adapter that a model name stands for; empty for the base model."""
-        registration = self._models().get(model or "")
-        return model if model and registration is not None and model != registration.model else ""
 
     def _headers(self, flight: Flight) -> Pairs:
         """What the answer says about the decision."""
@@ -230,71 +197,56 @@ class Api:
 
     # Everything else
 
-    def _local(self, scope: Any, proto: Any, path: str) -> bool:
+    def _local(self, request: HttpRequest, response: HttpResponse) -> bool:
         """Answer what needs no engine; false when the path is something else."""
-        if scope.method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
             return False
+        path = request.path
         if path == "/healthz":
-            front.send(proto, 200, [front.JSON], b'{"status":"ok"}')
+            response.send(200, [JSON], b'{"status":"ok"}')
         elif path == "/readyz":
             state = self._state()
-            front.send(proto, 200 if state["ready"] else 503, [front.JSON], msgspec.json.encode(state))
+            response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
         elif path == "/metrics":
             kind = ("content-type", "text/plain; version=0.0.4; charset=utf-8")
-            front.send(proto, 200, [kind], self._metrics.render())
+            response.send(200, [kind], self._metrics.render())
         elif path == "/v1/models":
-            front.send(proto, 200, [front.JSON], self._model_list())
+            response.send(200, [JSON], self._models.listing())
         else:
             return False
         return True
 
-    def _model_list(self) -> bytes:
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": 0,
-                "owned_by": "dualmap",
-                "root": registration.model,
-                "parent": None if name == registration.model else registration.model,
-                "max_model_len": registration.max_model_len or None,
-            }
-            for name, registration in sorted(self._models().items())
-        ]
-        return msgspec.json.encode({"object": "list", "data": data})
-
-    async def _explain(self, scope: Any, proto: Any) -> None:
+    async def _explain(self, request: HttpRequest, response: HttpResponse) -> None:
         """A dry run: what would be decided for this body, and over what state."""
-        if scope.method != "POST":
+        if request.method != "POST":
             raise ApiError(405, "POST the body of an inference request", code="method_not_allowed")
-        options = parse_options(scope.headers.get)
-        body = await front.read_body(scope, proto, self._settings.max_body_bytes)
-        path = "/v1/chat/completions" if b'"messages"' in body else "/v1/completions"
-        request = parse_inference(path, body)
-        self._check_model(request.model)
-        sink = self._answer(proto, False, path)
-        flight = self._flight(scope, path, "explain", body, 0.0, request, options, sink)
+        options = parse_options(request.get)
+        path = "/v1/chat/completions" if b'"messages"' in request.body else "/v1/completions"
+        inference = parse_inference(path, request.body)
+        self._models.check(inference.model)
+        sink = self._answer(request, response, False)
+        flight = self._flight(request, "explain", 0.0, inference, options, sink)
         assert flight.prompt is not None
         report = await explain(self._placement, flight.prompt, flight.slo_s, flight.rule)
-        front.send(proto, 200, [front.JSON], msgspec.json.encode(report))
+        response.send(200, [JSON], msgspec.json.encode(report))
 
-    async def _passthrough(self, scope: Any, proto: Any, path: str, request_id: str) -> None:
+    async def _passthrough(self, request: HttpRequest, response: HttpResponse, request_id: str) -> None:
         """Hand the request to any engine as it is."""
+        path = request.path
         inside = path.startswith(_ADMINISTRATION)
         if inside or not path.startswith(self._settings.passthrough) or ".." in path:
             raise ApiError(404, f"there is no {path} here", code="not_found")
         self._admit()
-        body = await front.read_body(scope, proto, self._settings.max_body_bytes)
         flight = Flight(
             request_id=request_id,
-            method=scope.method,
-            path=front.engine_path(scope),
-            headers=front.engine_headers(scope),
-            body=body,
+            method=request.method,
+            path=request.target,
+            headers=engine_headers(request),
+            body=request.body,
             started_s=time.monotonic(),
-            sink=self._answer(proto, True, path),
+            sink=self._answer(request, response, True),
         )
-        await self._fly(flight, proto)
+        await self._fly(flight, response)
 
 
 def _request_id(given: str | None) -> str:

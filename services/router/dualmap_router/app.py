@@ -6,14 +6,12 @@ import os
 import socket
 from typing import Any
 
-from granian.constants import Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
-
 from dualmap_router.api import Api
 from dualmap_router.charges import Charges
 from dualmap_router.flight import Pilot
+from dualmap_router.http_server import HttpServer
 from dualmap_router.metrics import RouterMetrics
+from dualmap_router.models import Models
 from dualmap_router.placement import Placement
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
@@ -33,8 +31,7 @@ class RouterApp:
     def __init__(self, settings: RouterSettings, stop: asyncio.Event) -> None:
         self._settings = settings
         self._stop = stop
-        self._port = settings.port or _free_port(settings.host)
-        router = settings.router_id or f"{socket.gethostname()}-{self._port}"
+        router = settings.router_id or f"{socket.gethostname()}-{settings.port or os.getpid()}"
         self.store = Store(settings.redis_url, f"dualmap-router-{router}")
         self.charges = Charges(self.store, settings.pool, router)
         self.placement = Placement(settings, router, self.store, self.charges)
@@ -44,13 +41,19 @@ class RouterApp:
         pilot = Pilot(
             self.placement, self.sessions, self.metrics, settings.max_attempts, settings.request_timeout_s
         )
-        self.api = Api(settings, router, self.placement, pilot, self.metrics, self.state)
+        self.models = Models()
+        self.api = Api(settings, router, self.placement, self.models, pilot, self.metrics, self.state)
+        self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused)
         self._router = router
         self._background = Background(stop)
         self._gauges()
 
     def _gauges(self) -> None:
         self.metrics.gauge("dualmap_in_flight", "Requests in this router.", lambda: self.api.in_flight)
+        self.metrics.gauge("dualmap_connections", "Client connections.", lambda: len(self.http.connections))
+        self.metrics.gauge(
+            "dualmap_held_body_bytes", "Of requests not answered yet.", lambda: self.http.held_bytes
+        )
         self.metrics.gauge("dualmap_live_charges", "Charges not released.", lambda: len(self.charges))
         self.metrics.gauge("dualmap_exchanges", "Attempts open on sessions.", lambda: self.sessions.exchanges)
         self.metrics.gauge(
@@ -71,9 +74,11 @@ class RouterApp:
             "in_flight": self.api.in_flight,
             "live_charges": len(self.charges),
             "exchanges": self.sessions.exchanges,
+            "held_body_bytes": self.http.held_bytes,
         }
 
     def _reachable_changed(self) -> None:
+        self.models.follow(self.watch.current)
         self.placement.update(self.watch.current, self.sessions.reachable)
 
     def _membership_changed(self, membership: Membership) -> None:
@@ -84,6 +89,7 @@ class RouterApp:
         """Read the membership and the telemetry in it; keep the last known through an outage."""
         if await self.watch.poll():
             self.placement.refresh(self.watch.current)
+            self.models.follow(self.watch.current)
 
     async def _reconcile(self) -> None:
         released = await self.charges.reconcile()
@@ -98,70 +104,34 @@ class RouterApp:
         self.watch.on_change.append(self._membership_changed)
         self._background.start(every(_POLL_S, self._poll), "membership")
         self._background.start(every(_RECONCILE_S, self._reconcile), "reconcile")
-        _check_port(settings.host, self._port)
-        server = Server(
-            self.api,
-            address=settings.host,
-            port=self._port,
-            interface=Interfaces.RSGI,
-            websockets=False,
-            log_enabled=False,
-            backlog=1024,
-            backpressure=settings.max_in_flight + 64,
-            http1_settings=HTTP1Settings(header_read_timeout=15_000, max_buffer_size=417792),
-        )
-        self._background.start(self._serve(server), "http")
+        try:
+            port = await self.http.start(settings.host, settings.port)
+        except OSError as exc:
+            raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.port}: {exc}") from exc
         log.info(
             "router.ready",
             extra={
                 "router": self._router,
-                "url": f"http://{settings.host}:{self._port}",
+                "url": f"http://{settings.host}:{port}",
                 "pool": settings.pool,
             },
         )
         await self._stop.wait()
         await self._drain()
-        server.stop()  # type: ignore[no-untyped-call]
+        await self.http.stop()
         await self.sessions.close()
         await self.charges.reconcile()
         await self._background.close()
         await self.store.close()
         log.info("router.stopped", extra={"router": self._router})
 
-    async def _serve(self, server: Server) -> None:
-        try:
-            await server.serve()
-        except OSError as exc:
-            raise ServiceFailedError(f"cannot listen on {self._settings.host}:{self._port}: {exc}") from exc
-        if not self._stop.is_set():
-            raise ServiceFailedError("the HTTP server ended by itself")
-
     async def _drain(self) -> None:
         """Readiness goes off, running answers finish."""
         self.api.draining = True
+        self.http.drain()
         log.info("router.draining", extra={"in_flight": self.api.in_flight})
         if not await wait_for(self.api.idle, self._settings.drain_s):
             log.warning("router.drain_cut", extra={"in_flight": self.api.in_flight})
-
-
-def _free_port(host: str) -> int:
-    """A port that is free now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _check_port(host: str, port: int) -> None:
-    """Granian shares a taken port with whoever has it (SO_REUSEPORT); ServiceFailedError instead."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise ServiceFailedError(f"cannot listen on {host}:{port}: {exc}") from exc
 
 
 async def run(settings: RouterSettings, stop: asyncio.Event) -> None:

@@ -37,9 +37,6 @@ class Sink(Protocol):
     async def broken(self, message: str) -> None:
         """The answer cannot be completed."""
 
-    def close(self) -> None:
-        """Nothing more will come."""
-
 
 @dataclass(slots=True)
 class Flight:

@@ -13,26 +13,19 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
-import grpc
+from google.protobuf.message import DecodeError
 
+from dualmap_router.grpc_stream import GrpcStream
 from dualmap_service.registry import Membership
 from dualmap_wire.v1 import worker_pb2 as pb
-from dualmap_wire.v1.worker_pb2_grpc import WorkerDataStub
 
 log = logging.getLogger(__name__)
 
+_METHOD = "/dualmap_wire.v1.WorkerData/Session"
 _MAX_FRAME_BYTES = 1 << 20
 _MAX_BACKOFF_S = 2.0
-_CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", 256 << 20),
-    ("grpc.max_receive_message_length", 256 << 20),
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # One TCP connection per session: channels to one address would otherwise share it.
-    ("grpc.use_local_subchannel_pool", 1),
-)
+_CONNECT_S = 5.0
+_KEEPALIVE_S = 2.0
 
 
 class Exchange:
@@ -105,7 +98,7 @@ class Exchange:
 
 
 class Session:
-    """The stream to one worker, reconnected until closed."""
+    """The stream to one worker, connected again until closed."""
 
     def __init__(
         self, instance: str, address: str, hello: pb.Hello, max_buffer_bytes: int, changed: Callable[[], None]
@@ -115,13 +108,17 @@ class Session:
         self._hello = hello
         self._max_buffer_bytes = max_buffer_bytes
         self._changed = changed
+        self._loop = asyncio.get_running_loop()
         self._streams = itertools.count(1)
         self._exchanges: dict[int, Exchange] = {}
         self._frame = pb.RouterFrame()
-        self._frame_bytes = 0
-        self._flush = asyncio.Event()
+        self._flushing = False
+        self._stream: GrpcStream | None = None
+        self._answered: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._retired = False
         self.connected = False
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"session-{instance}")
+        self._task = self._loop.create_task(self._run(), name=f"session-{instance}")
         self._task.add_done_callback(self._died)
 
     def __len__(self) -> int:
@@ -139,88 +136,118 @@ class Session:
             exchange.feed(_lost(exchange.stream, self.instance))
             return exchange
         self._frame.submits.append(submit)
-        self._flush.set()
+        self._flush_soon()
         return exchange
 
     def cancel(self, stream: int) -> None:
         """Tell the worker that a request is not wanted any more."""
         if self._exchanges.pop(stream, None) is not None and self.connected:
             self._frame.cancels.append(stream)
-            self._flush.set()
+            self._flush_soon()
+        self._close_if_done()
 
     def forget(self, stream: int) -> None:
         """An exchange has ended by itself."""
         self._exchanges.pop(stream, None)
+        self._close_if_done()
 
-    def lose(self) -> None:
-        """Treat every exchange as lost, as when the worker's lease is gone though its socket is not."""
-        for stream, exchange in list(self._exchanges.items()):
-            if self.connected:
-                self._frame.cancels.append(stream)
-                self._flush.set()
-            exchange.feed(_lost(stream, self.instance))
+    def retire(self) -> None:
+        """The instance has left the registry: let what runs on it finish, then close.
+
+        A worker that only lost its store still answers; one that is dead is found out by its silence.
+        """
+        self._retired = True
+        self._close_if_done()
 
     async def close(self) -> None:
         """End the stream; exchanges still open are lost."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    def _close_if_done(self) -> None:
+        if self._retired and not self._exchanges:
+            self._task.cancel()
+
     def _died(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and task.exception() is not None:
             log.error("session.died", extra={"instance": self.instance}, exc_info=task.exception())
 
+    # The connection
+
     async def _run(self) -> None:
         backoff_s = 0.05
-        while True:
+        while not self._retired:
             try:
-                async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
-                    await self._serve(channel)
-                    backoff_s = 0.05
-            except grpc.aio.AioRpcError as exc:
-                log.info("session.lost", extra={"instance": self.instance, "code": exc.code().name})
+                reason = await self._serve()
+                backoff_s = 0.05
+            except (OSError, TimeoutError) as exc:
+                reason = str(exc) or "no answer in time"
             finally:
                 self._disconnected()
+            log.info("session.lost", extra={"instance": self.instance, "reason": reason})
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
+    async def _serve(self) -> str:
+        """Connect and serve until the stream ends; returns why."""
+        self._answered = self._loop.create_future()
+        self._ended = self._loop.create_future()
+        host, _, port = self.address.rpartition(":")
+        stream = GrpcStream(_METHOD, self.address, self._take, self._stream_ended, _KEEPALIVE_S)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port))
+                stream.send(pb.RouterFrame(hello=self._hello).SerializeToString())
+                # The worker answers hello with an empty frame: the session works in both directions.
+                await asyncio.wait((self._answered, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            if self._answered.done():
+                self._stream, self.connected = stream, True
+                self._changed()
+                log.info("session.connected", extra={"instance": self.instance})
+            return await self._ended
+        finally:
+            stream.close()
+
+    def _stream_ended(self, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
     def _disconnected(self) -> None:
-        was = self.connected
-        self.connected = False
+        was, self.connected, self._stream = self.connected, False, None
         self._frame = pb.RouterFrame()
         for stream, exchange in list(self._exchanges.items()):
             exchange.feed(_lost(stream, self.instance))
         if was:
             self._changed()
 
-    async def _serve(self, channel: grpc.aio.Channel) -> None:
-        """Open the stream and serve it until one of its directions ends."""
-        call = WorkerDataStub(channel).Session()  # type: ignore[call-arg]  # frames are written below
-        await call.write(pb.RouterFrame(hello=self._hello))
-        # The worker answers Hello with an empty frame: the session works in both directions.
-        if not isinstance(await call.read(), pb.WorkerFrame):
-            return
-        self.connected = True
-        self._changed()
-        log.info("session.connected", extra={"instance": self.instance})
-        writer = asyncio.get_running_loop().create_task(self._write(call), name=f"write-{self.instance}")
-        try:
-            while isinstance(frame := await call.read(), pb.WorkerFrame):
-                for event in frame.events:
-                    exchange = self._exchanges.get(event.stream)
-                    if exchange is not None:
-                        exchange.feed(event)
-        finally:
-            writer.cancel()
-            call.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+    # Frames
 
-    async def _write(self, call: "grpc.aio.StreamStreamCall[pb.RouterFrame, pb.WorkerFrame]") -> None:
-        while True:
-            await self._flush.wait()
-            self._flush.clear()
-            frame, self._frame = self._frame, pb.RouterFrame()
+    def _take(self, message: bytes) -> None:
+        """A frame of the worker."""
+        try:
+            frame = pb.WorkerFrame.FromString(message)
+        except DecodeError:
+            self._stream_ended("the worker sent no frame")
+            return
+        if not self._answered.done():
+            self._answered.set_result(None)
+        for event in frame.events:
+            exchange = self._exchanges.get(event.stream)
+            if exchange is not None:
+                exchange.feed(event)
+
+    def _flush_soon(self) -> None:
+        """Whatever is to be sent in this turn of the loop leaves in one frame."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        frame, self._frame = self._frame, pb.RouterFrame()
+        if self._stream is not None:
             for part in _split(frame):
-                await call.write(part)
+                self._stream.send(part.SerializeToString())
 
 
 def _split(frame: pb.RouterFrame) -> Iterable[pb.RouterFrame]:
@@ -245,7 +272,7 @@ class Sessions:
         self._max_buffer_bytes = max_buffer_bytes
         self._changed = changed
         self._sessions: dict[str, Session] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: list[Session] = []
 
     def get(self, instance: str) -> Session | None:
         """The session to an instance, connected or not."""
@@ -259,32 +286,29 @@ class Sessions:
     @property
     def exchanges(self) -> int:
         """Requests under way on all sessions."""
-        return sum(len(session) for session in self._sessions.values())
+        return sum(len(session) for session in (*self._sessions.values(), *self._retiring))
 
     def follow(self, membership: Membership) -> None:
-        """Open sessions to who came, close those to who left."""
+        """Open sessions to who came, retire those to who left."""
         for name, member in membership.members.items():
             session = self._sessions.get(name)
             address = member.registration.grpc_address
             if session is not None and session.address != address:
-                self._close(name)
+                self._retire(name)
                 session = None
             if session is None:
                 self._sessions[name] = Session(
                     name, address, self._hello, self._max_buffer_bytes, self._changed
                 )
-            elif not member.alive:
-                session.lose()
         for name in [name for name in self._sessions if name not in membership.members]:
-            self._close(name)
+            self._retire(name)
 
-    def _close(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._sessions.pop(name).close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    def _retire(self, name: str) -> None:
+        session = self._sessions.pop(name)
+        self._retiring = [old for old in self._retiring if len(old)]
+        self._retiring.append(session)
+        session.retire()
 
     async def close(self) -> None:
         """End all sessions."""
-        for name in list(self._sessions):
-            self._close(name)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.gather(*(session.close() for session in (*self._sessions.values(), *self._retiring)))

@@ -4,6 +4,7 @@ from typing import Literal
 
 from dualmap.prefix import DEFAULT_CHUNK_BYTES
 from dualmap.types import ChoiceRule
+from dualmap_router.http_server import HttpLimits
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
 
 _RULE = ChoiceRule()
@@ -40,6 +41,11 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_buffer_bytes: Count = 4 * 1024 * 1024
     """Bytes of one answer that may wait for its client before the request is cancelled."""
     max_answer_bytes: Count = 128 * 1024 * 1024
+    max_held_bytes: Count = 1024 * 1024 * 1024
+    """Bytes of request bodies that have come and are not answered yet; beyond it 429."""
+    max_connections: Count = 16384
+    client_stall_s: Positive = 60.0
+    """A client that reads nothing of a waiting answer for this long is cut off."""
     max_in_flight: Count = 8192
     """Requests in this router at once; beyond it 429."""
     max_attempts: Count = 4
@@ -58,6 +64,15 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
         "/version",
     )
     """Path prefixes that reach an engine; its administration stays inside."""
+
+    def http_limits(self) -> HttpLimits:
+        """What clients may ask of the HTTP server."""
+        return HttpLimits(
+            max_body_bytes=self.max_body_bytes,
+            max_held_bytes=self.max_held_bytes,
+            max_connections=self.max_connections,
+            stall_s=self.client_stall_s,
+        )
 
     def rule(self) -> ChoiceRule:
         """The choice's settings as the core takes them."""

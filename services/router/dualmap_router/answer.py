@@ -1,0 +1,120 @@
+"""Answers: what a flight sends to its client, whole or as a stream."""
+
+from collections.abc import Callable, Sequence
+
+from dualmap_router.errors import ApiError, ClientGoneError
+from dualmap_router.flight import Flight
+from dualmap_router.http_message import HttpRequest, HttpResponse, Pairs
+from dualmap_wire.v1 import worker_pb2 as pb
+
+_OWN_TO_THE_HOP = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "content-length",
+        "date",
+        "server",
+        "host",
+        "expect",
+        "accept-encoding",
+        # Ours says who asks.
+        "x-request-id",
+    )
+)
+
+
+def engine_headers(request: HttpRequest) -> list[pb.Header]:
+    """The request headers that an engine may see: end to end, ASCII, nothing of ours."""
+    return [
+        pb.Header(name=name, value=value)
+        for name, value in request.headers
+        if name not in _OWN_TO_THE_HOP and not name.startswith("x-dualmap-") and value.isascii()
+    ]
+
+
+class Answer:
+    """The sink of one flight: buffers an answer that is not streamed, relays one that is."""
+
+    def __init__(
+        self,
+        response: HttpResponse,
+        stream: bool,
+        max_bytes: int,
+        own_headers: Callable[[Flight], Pairs],
+        answered: Callable[[int], None],
+    ) -> None:
+        self._response = response
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self._own_headers = own_headers
+        self._on_answered = answered
+        self._status = 502
+        self._headers: list[tuple[str, str]] = []
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.answered = False
+
+    async def head(self, status: int, headers: Sequence[pb.Header], flight: Flight) -> None:
+        """Status and headers; a stream starts now, anything else when it is complete."""
+        self._chunks.clear()
+        self._size = 0
+        self._status = status
+        # The engine echoes the request id as well; ours says the same, and one is enough.
+        self._headers = [(h.name, h.value) for h in headers if h.name != "x-request-id"]
+        self._headers += self._own_headers(flight)
+        if self._stream and status == 200:
+            self._response.start(status, self._headers)
+            self.answered = True
+            self._on_answered(status)
+
+    async def data(self, chunk: bytes) -> None:
+        """Relay or keep a piece of the body; waits while the client reads too slowly."""
+        self._size += len(chunk)
+        if self._size > self._max_bytes:
+            await self.broken("the answer is longer than this router relays")
+            raise ClientGoneError
+        if not self._response.started:
+            self._chunks.append(chunk)
+            return
+        self._response.write(chunk)
+        if self._response.full:
+            await self._response.room()
+
+    async def end(self) -> None:
+        """The body is complete: send what was kept, or end the stream."""
+        if self._response.started:
+            self._response.end()
+            return
+        self.answered = True
+        self._on_answered(self._status)
+        self._response.send(self._status, self._headers, b"".join(self._chunks))
+
+    async def broken(self, message: str) -> None:
+        """Say that the answer is cut: an error event in an event stream, 502 before anything was sent.
+
+        Any other body just ends without its end mark, which clients see as what it is.
+        """
+        error = ApiError(502, message, "upstream_error", "answer_interrupted")
+        if not self._response.started:
+            self.answered = True
+            self._on_answered(error.status)
+            self._response.fail(error)
+        elif self._is_event_stream():
+            try:
+                self._response.write(b"data: " + error.body() + b"\n\n")
+                self._response.end()
+            except ClientGoneError:
+                return
+        else:
+            self._response.abort()
+
+    def _is_event_stream(self) -> bool:
+        return any(
+            name == "content-type" and value.startswith("text/event-stream") for name, value in self._headers
+        )

@@ -1,0 +1,121 @@
+"""The HTTP server: listens, hands complete requests to a handler, and bounds what clients can make it hold."""
+
+import asyncio
+import email.utils
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from dualmap_router.errors import ApiError
+from dualmap_router.http_connection import HttpConnection
+from dualmap_router.http_message import HttpRequest, HttpResponse
+
+log = logging.getLogger(__name__)
+
+_SWEEP_S = 1.0
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one client, and all of them together, may ask for."""
+
+    max_body_bytes: int
+    max_held_bytes: int
+    """Of all request bodies that have come and are not answered yet."""
+    max_header_bytes: int = 64 * 1024
+    max_headers: int = 256
+    max_connections: int = 16384
+    head_s: float = 15.0
+    """From a head's first byte to its last."""
+    body_s: float = 30.0
+    """What a body may take in addition to its time at a low rate."""
+    keep_alive_s: float = 75.0
+    """How long a connection may say nothing between requests."""
+    stall_s: float = 60.0
+    """How long a client may read nothing of an answer that waits for it."""
+
+
+Handler = Callable[[HttpRequest, HttpResponse], Awaitable[None]]
+
+
+class HttpServer:
+    """Listens on one address. The handler answers every request and raises nothing but cancellation."""
+
+    def __init__(self, handler: Handler, limits: HttpLimits, refused: Callable[[ApiError], None]) -> None:
+        """`refused` is told of requests that were answered without the handler."""
+        self._handler = handler
+        self.limits = limits
+        self.refused = refused
+        self.connections: set[HttpConnection] = set()
+        self.held_bytes = 0
+        self.closing = False
+        self.date_header = _date_header()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port. OSError when the address is taken."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connection, host, port, backlog=_BACKLOG)
+        self._sweeper = loop.create_task(self._sweep(), name="http-sweep")
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def _connection(self) -> asyncio.Protocol:
+        if len(self.connections) >= self.limits.max_connections:
+            log.warning("http.too_many_connections", extra={"connections": len(self.connections)})
+            return _Rejecting()
+        return HttpConnection(self)
+
+    async def handle(self, request: HttpRequest, response: HttpResponse) -> None:
+        """Run the handler; an answer that it leaves unfinished is cut, never left hanging."""
+        try:
+            await self._handler(request, response)
+        finally:
+            response.abort()
+
+    def drain(self) -> None:
+        """Answer what is under way and let clients go: no connection is kept for another request."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    async def stop(self) -> None:
+        """Stop listening and hang up."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.date_header = _date_header()
+            now_s = loop.time()
+            for connection in list(self.connections):
+                connection.check(now_s)
+
+
+class _Rejecting(asyncio.Protocol):
+    """A connection too many: told so, and closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        body = ApiError(
+            503, "this router has too many connections", "service_unavailable", "overloaded"
+        ).body()
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        transport.close()
+
+
+def _date_header() -> bytes:
+    return f"date: {email.utils.formatdate(usegmt=True)}\r\n".encode()
