@@ -106,13 +106,12 @@ class GrpcStream(asyncio.Protocol):
                 ("user-agent", "dualmap"),
             ]
         )
-        # No push, no header table that would have to be kept in step, a wide window.
+        # No push, a wide window.
         settings = b"".join(
             key.to_bytes(2, "big") + value.to_bytes(4, "big")
-            for key, value in ((1, 0), (2, 0), (_INITIAL_WINDOW_SIZE, _WINDOW_BYTES))
+            for key, value in ((2, 0), (_INITIAL_WINDOW_SIZE, _WINDOW_BYTES))
         )
         more = (_WINDOW_BYTES - _DEFAULT_WINDOW_BYTES).to_bytes(4, "big")
-        self._decoder.max_allowed_table_size = 0
         transport.write(
             _PREFACE
             + _frame(_Frame.SETTINGS, 0, 0, settings)
@@ -281,6 +280,11 @@ class GrpcStream(asyncio.Protocol):
         self._connection_window -= size
         self._stream_window -= size
         self._write(_frame(_Frame.DATA, 0, _STREAM, data))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that the other end has not made room for yet."""
+        return sum(len(data) for data in self._waiting)
 
     def _pump(self) -> None:
         while self._waiting:

@@ -92,11 +92,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # Answered as what it also is: a plain request.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and self._refused is None:
-                self.data_received(rest)
+            if self._refused is None:
+                self._ignore_upgrade(data[upgrade.args[0] :])
                 return
         except httptools.HttpParserError as exc:
             self._refuse(bad_request(f"the request is not valid HTTP: {exc}"))
@@ -107,6 +104,16 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(self._head_too_large())
         if self._refused is not None:
             self._give_up(self._refused)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse a request again without its wish to speak something else: with it, llhttp reads no body."""
+        headers = "".join(
+            f"{name}: {value}\r\n" for name, value in self._headers if name not in ("connection", "upgrade")
+        )
+        version = self._parser.get_http_version().encode()
+        head = b"%b %b HTTP/%b\r\n" % (self._parser.get_method(), self._target, version)
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(head + headers.encode("latin-1") + b"\r\n" + rest)
 
     def eof_received(self) -> None:
         """The client will send nothing more: for a client that waits for an answer that is as good as gone."""
@@ -150,6 +157,9 @@ class HttpConnection(asyncio.Protocol):
         if self._parser.get_http_version() not in ("1.0", "1.1"):
             self._refuse(bad_request("the request is not valid HTTP: it needs version 1.0 or 1.1"))
             return
+        if self._parser.get_method() == b"CONNECT":
+            self._refuse(ApiError(405, "this is no proxy", code="method_not_allowed"))
+            return
         if len(self._headers) > self._limits.max_headers or self._head_bytes > self._limits.max_header_bytes:
             self._refuse(self._head_too_large())
             return
@@ -177,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """A request is complete."""
-        if self._refused is not None:
+        if self._refused is not None or self._parser.should_upgrade():
             return
         self._phase, self._since_s = "idle", self._loop.time()
         method = self._parser.get_method().decode("latin-1")
@@ -188,7 +198,7 @@ class HttpConnection(asyncio.Protocol):
                 self._headers,
                 b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0],
                 http10=self._parser.get_http_version() == "1.0",
-                keep_alive=self._parser.should_keep_alive() and method != "CONNECT",
+                keep_alive=self._parser.should_keep_alive(),
             )
         )
         self._chunks, self._body_bytes = [], 0
