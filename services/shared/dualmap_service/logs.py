@@ -14,7 +14,7 @@ def setup_logs(level: str, style: str, service: str) -> None:
     handler.setFormatter(_JsonLines(service) if style == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Their INFO is about themselves; ours says what matters at start and stop.
-    for chatty in ("_granian", "granian", "aiohttp.access", "asyncio"):
+    for chatty in ("aiohttp.access", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
