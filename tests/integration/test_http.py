@@ -78,10 +78,12 @@ async def test_models(system: Stack, http: aiohttp.ClientSession) -> None:
 async def test_metrics_sum_up(system: Stack, http: aiohttp.ClientSession) -> None:
     url = system.router_urls[0]
     before = await samples(http, url)
-    served = 5
-    for _ in range(served):
-        status, _, _ = await post(http, url, "/v1/completions", completion(unique_text()))
-        assert status == 200
+    served, streamed = 5, 2
+    for number in range(served):
+        body = {**completion(unique_text()), "stream": number < streamed}
+        async with http.post(f"{url}/v1/completions", json=body) as response:
+            assert response.status == 200
+            await response.read()
     assert (await post(http, url, "/v1/completions", completion("")))[0] == 400
     after = await samples(http, url)
 
@@ -91,9 +93,11 @@ async def test_metrics_sum_up(system: Stack, http: aiohttp.ClientSession) -> Non
     assert grown("dualmap_requests_total") == served + 1
     assert grown("dualmap_decisions_total") == served
     assert grown("dualmap_decision_seconds_count") == served
-    assert grown("dualmap_ttft_seconds_count") == served
-    assert grown("dualmap_ttft_error_seconds_count") == served
-    assert grown("dualmap_slo_total") == served
+    assert grown("dualmap_answer_seconds_count") == served
+    # An answer that is not streamed shows no first byte.
+    assert grown("dualmap_ttft_seconds_count") == streamed
+    assert grown("dualmap_ttft_error_seconds_count") == streamed
+    assert grown("dualmap_slo_total") == streamed
     assert grown("dualmap_prompt_tokens_total") >= served * 50
     assert after["dualmap_reachable_instances"] == 2
     assert after["dualmap_in_flight"] == after["dualmap_live_charges"] == after["dualmap_exchanges"] == 0
