@@ -178,4 +178,3 @@ class Store:
         except ResponseError as exc:
             if "already exists" not in str(exc):
                 raise
-
