@@ -9,7 +9,7 @@ import psutil
 
 from dualmap_service.child import start_child
 
-from .conftest import eventually
+from ...waiting import eventually
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 STUBBORN = [

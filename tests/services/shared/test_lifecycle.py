@@ -11,7 +11,7 @@ import pytest
 from dualmap_service.child import start_child
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 
-from .conftest import eventually
+from ...waiting import eventually
 
 
 async def test_every_runs_at_once_and_again() -> None:

@@ -12,7 +12,7 @@ from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration
 
-from .conftest import eventually
+from ...waiting import eventually
 
 KEYS = PoolKeys("p")
 
