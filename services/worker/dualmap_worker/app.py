@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dualmap.queue_order import OrderRule
+from dualmap_service.addresses import advertised_host
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
 from dualmap_service.store import Store
@@ -139,7 +140,7 @@ class WorkerApp:
             info = await self._engine.info()
         except EngineError as exc:
             raise ServiceFailedError(f"the engine at {settings.engine_url} cannot be used: {exc}") from exc
-        host = settings.advertise_host or settings.host
+        host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
         return Registration(
             instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
             pool=settings.pool,
