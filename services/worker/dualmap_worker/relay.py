@@ -239,14 +239,15 @@ class Flow:
 
     async def _answer(self, answer: EngineAnswer) -> None:
         """Relay the answer."""
-        tap = StreamTap(self.submit.hide_usage) if answer.is_stream else BodyTap()
+        tap = StreamTap(self.submit.hide_usage, self.submit.path) if answer.is_stream else BodyTap()
         async for chunk in answer.chunks():
             data = tap.feed(chunk)
+            if not data:
+                continue
             if not self._answered:
                 self._head(answer)
-            if data:
-                await self.outbox.room()
-                self.out(pb.Event(data=data), urgent=False)
+            await self.outbox.room()
+            self.out(pb.Event(data=data), urgent=False)
         if not self._answered:
             self._head(answer)
         rest = tap.finish()
@@ -257,6 +258,8 @@ class Flow:
     def _head(self, answer: EngineAnswer) -> None:
         """The first body byte: the prefill is over."""
         self._answered = True
+        # An engine may answer a request for a stream with a whole body, whose first byte tells of its decode.
+        self.job.streamed = self.job.streamed and answer.is_stream
         self._requests.first_byte(self, telling=answer.status < 300)
         job = self.job
         head = pb.Head(
