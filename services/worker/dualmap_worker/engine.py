@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
+from multidict import CIMultiDict
 from yarl import URL
 
 from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
@@ -97,16 +98,19 @@ class Engine:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
     ) -> AsyncIterator["EngineAnswer"]:
         """Send a request; leaving the context before the answer's end aborts it in the engine."""
+        # A header may stand there more than once; the engine's key replaces whatever a client sent.
+        sent = CIMultiDict(headers)
+        sent.update(self._key)
         try:
             async with self.http.request(
                 method,
                 # As it is: a URL that is decoded and tidied up could name another endpoint.
                 URL(self.url + path, encoded=True),
                 data=body or None,
-                headers={**headers, **self._key},
+                headers=sent,
                 allow_redirects=False,
             ) as response:
                 yield EngineAnswer(response)
@@ -120,7 +124,7 @@ class Engine:
     async def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether the engine says it serves."""
         try:
-            async with asyncio.timeout(timeout_s), self.request("GET", "/health", {}, b"") as answer:
+            async with asyncio.timeout(timeout_s), self.request("GET", "/health") as answer:
                 await answer.read()
                 return answer.status == 200
         except (TimeoutError, EngineLostError, EngineTimeoutError, BadAnswerError):
@@ -128,7 +132,7 @@ class Engine:
 
     async def info(self) -> EngineInfo:
         """Model, adapters and sizes; EngineLostError when the engine cannot be asked."""
-        async with self.request("GET", "/v1/models", {}, b"") as answer:
+        async with self.request("GET", "/v1/models") as answer:
             body = await answer.read()
         try:
             models = _models.decode(body).data
@@ -145,7 +149,7 @@ class Engine:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""
         try:
             # Shorter than an answer may take: a hung engine must be found out.
-            async with asyncio.timeout(_METRICS_S), self.request("GET", "/metrics", {}, b"") as answer:
+            async with asyncio.timeout(_METRICS_S), self.request("GET", "/metrics") as answer:
                 text = (await answer.read()).decode("utf-8", "replace")
         except TimeoutError as exc:
             raise EngineTimeoutError("the engine's metrics did not come in time") from exc

@@ -224,8 +224,8 @@ class Flow:
     async def _run(self) -> None:
         submit = self.submit
         body = ask_usage(submit.body) if submit.hide_usage else submit.body
-        headers = {header.name: header.value for header in submit.headers}
-        headers["x-request-id"] = submit.request_id
+        headers = [(h.name, h.value) for h in submit.headers if h.name.lower() != "x-request-id"]
+        headers.append(("x-request-id", submit.request_id))
         try:
             async with self._requests.engine.request(submit.method, submit.path, headers, body) as answer:
                 await self._answer(answer)
