@@ -58,7 +58,10 @@ class _Models(msgspec.Struct):
 
 
 _models = msgspec.json.Decoder(_Models)
-_SAMPLE = re.compile(r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9][0-9.eE+-]*)", re.MULTILINE)
+_SAMPLE = re.compile(
+    r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9]{1,15}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)(?=\s|$)",
+    re.MULTILINE,
+)
 _METRICS_S = 2.0
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -153,23 +156,30 @@ class Engine:
                 text = (await answer.read()).decode("utf-8", "replace")
         except TimeoutError as exc:
             raise EngineTimeoutError("the engine's metrics did not come in time") from exc
-        values: dict[str, float] = {}
-        kv_tokens = 0
-        for name, labels, value in _SAMPLE.findall(text):
-            values[name] = values.get(name, 0.0) + float(value)
-            if name == "vllm:cache_config_info":
-                config = dict(_LABEL.findall(labels))
-                blocks, size = config.get("num_gpu_blocks", ""), config.get("block_size", "")
-                if blocks.isdigit() and size.isdigit():
-                    kv_tokens = int(blocks) * int(size)
-        return (
-            EngineLoad(
-                running=int(values.get("vllm:num_requests_running", 0)),
-                waiting=int(values.get("vllm:num_requests_waiting", 0)),
-                kv_use=values.get("vllm:kv_cache_usage_perc", 0.0),
-            ),
-            kv_tokens,
-        )
+        return parse_metrics(text)
+
+
+def parse_metrics(text: str) -> tuple[EngineLoad, int]:
+    """(load, tokens that the KV cache holds) of an engine's metrics.
+
+    Each data-parallel rank has samples of its own: requests and room add up, but the fullest rank is the one
+    that makes a request wait.
+    """
+    values: dict[str, list[float]] = {}
+    kv_tokens = 0
+    for name, labels, value in _SAMPLE.findall(text):
+        values.setdefault(name, []).append(float(value))
+        if name == "vllm:cache_config_info":
+            config = dict(_LABEL.findall(labels))
+            blocks, size = config.get("num_gpu_blocks", ""), config.get("block_size", "")
+            if blocks.isdecimal() and size.isdecimal():
+                kv_tokens += int(blocks) * int(size)
+    load = EngineLoad(
+        running=int(sum(values.get("vllm:num_requests_running", ()))),
+        waiting=int(sum(values.get("vllm:num_requests_waiting", ()))),
+        kv_use=max(values.get("vllm:kv_cache_usage_perc", ()), default=0.0),
+    )
+    return load, kv_tokens
 
 
 class EngineAnswer:
