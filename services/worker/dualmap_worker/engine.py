@@ -118,11 +118,11 @@ class Engine:
             ) as response:
                 yield EngineAnswer(response)
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
-            raise EngineTimeoutError("the engine did not answer in time") from exc
+            raise EngineTimeoutError(f"{self.url} did not answer in time: {exc!r}") from exc
         except aiohttp.ClientResponseError as exc:
-            raise BadAnswerError(f"the engine broke HTTP: {exc.message}") from exc
+            raise BadAnswerError(f"{self.url} broke HTTP: {exc.message}") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EngineLostError(f"the engine was lost: {exc!r}") from exc
+            raise EngineLostError(f"{self.url} was lost: {exc!r}") from exc
 
     async def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether the engine says it serves."""

@@ -8,16 +8,22 @@ another instance may still start it.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.admission import Admission, Job
 from dualmap_worker.engine import Engine, EngineAnswer
-from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage
 
 log = logging.getLogger(__name__)
+
+_FAILURES: Mapping[type[EngineError], "pb.Failed.Kind.ValueType"] = {
+    EngineTimeoutError: pb.Failed.TIMEOUT,
+    BadAnswerError: pb.Failed.BAD_ANSWER,
+    EngineLostError: pb.Failed.ENGINE_LOST,
+}
 
 
 class Requests:
@@ -230,12 +236,12 @@ class Flow:
             async with self._requests.engine.request(submit.method, submit.path, headers, body) as answer:
                 await self._answer(answer)
             self._end()
-        except EngineTimeoutError as exc:
-            self.fail(pb.Failed.TIMEOUT, str(exc), not self._answered)
-        except BadAnswerError as exc:
-            self.fail(pb.Failed.BAD_ANSWER, str(exc), not self._answered)
-        except EngineLostError as exc:
-            self.fail(pb.Failed.ENGINE_LOST, str(exc), not self._answered)
+        except EngineError as exc:
+            # The router passes the failure's message on to the client: the engine's address stays here.
+            log.warning(
+                "relay.engine_failed", extra={"request_id": self.job.request_id, "error": str(exc)[:500]}
+            )
+            self.fail(_FAILURES[type(exc)], exc.public, not self._answered)
 
     async def _answer(self, answer: EngineAnswer) -> None:
         """Relay the answer."""
