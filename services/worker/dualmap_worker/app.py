@@ -165,8 +165,13 @@ class WorkerApp:
     # Loops
 
     async def _renew(self) -> None:
-        if self._lease is not None:
-            await self._lease.renew()
+        assert self._lease is not None
+        await self._lease.renew()
+        if self._lease.taken:
+            name = self._lease.registration.instance
+            raise ServiceFailedError(
+                f"another worker that started later is registered as {name!r}: set another DUALMAP_WORKER_INSTANCE"
+            )
 
     async def _set_state(self, state: str) -> None:
         if self._lease is not None and self._lease.registration.state != state:
