@@ -188,16 +188,21 @@ class WorkerApp:
             if self._engine_misses == _ENGINE_MISSES:
                 log.warning("engine.away", extra={"error": str(exc)})
                 await self._set_state("unready")
-            return
-        if self._engine_misses >= _ENGINE_MISSES and self._lease is not None and not self._requests.draining:
-            log.info("engine.back")
-            self._lease.registration = msgspec.structs.replace(
-                self._lease.registration, generation=_generation(), state="active"
-            )
-            await self._lease.renew()
-        self._engine_misses = 0
+        else:
+            misses, self._engine_misses = self._engine_misses, 0
+            if misses >= _ENGINE_MISSES and not self._requests.draining:
+                await self._engine_back()
+        # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
         if self._admission.queue:
             self._requests.pump()
+
+    async def _engine_back(self) -> None:
+        assert self._lease is not None
+        log.info("engine.back")
+        self._lease.registration = msgspec.structs.replace(
+            self._lease.registration, generation=_generation(), state="active"
+        )
+        await self._lease.renew()
 
     # What others see
 

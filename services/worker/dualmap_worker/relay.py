@@ -152,12 +152,10 @@ class Requests:
         """The engine behind this worker."""
         return self._engine
 
-    def drop_queued(self, flow: "Flow") -> bool:
-        """Take an aborted request off the queue; false if it is not there."""
-        if self._admission.take(flow.job.request_id) is None:
-            return False
-        self.forget(flow)
-        return True
+    def drop_queued(self, flow: "Flow") -> None:
+        """Take an aborted request off the queue."""
+        if self._admission.take(flow.job.request_id) is not None:
+            self.forget(flow)
 
     def close(self) -> None:
         """Stop the timer and every request."""

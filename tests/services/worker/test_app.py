@@ -6,7 +6,10 @@ import pytest
 
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
 from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.app import WorkerApp
+from dualmap_worker.engine import EngineLoad
+from dualmap_worker.outbox import Outbox
 from dualmap_worker.settings import WorkerSettings
 
 from .conftest import SocketEngine, whole
@@ -30,3 +33,22 @@ async def test_of_two_that_share_a_name_the_earlier_start_ends_and_says_why(
     assert not stops[1].is_set()
     stops[1].set()
     await second
+
+
+async def test_what_was_held_for_an_engine_is_handed_on_when_it_is_gone() -> None:
+    app = WorkerApp(WorkerSettings(engine_url="http://127.0.0.1:1"), asyncio.Event())
+    await app._engine.open()
+    try:
+        # Full when it was last asked.
+        app._admission.load = EngineLoad(running=9, waiting=9, kv_use=1.0)
+        outbox = Outbox(1000, 0.0)
+        submit = pb.Submit(stream=1, request_id="r", method="POST", path="/v1/x", queued=True)
+        app._requests.submit(submit, "router", outbox)
+        await app._poll_engine()
+        await asyncio.wait_for(app._requests.idle.wait(), 10)
+        assert [event.failed.kind for event in outbox._events] == [pb.Failed.ENGINE_LOST]
+    finally:
+        app._requests.close()
+        app._publisher.close()
+        await app._server.stop(None)
+        await app._engine.close()

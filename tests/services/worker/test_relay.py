@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 
 import pytest
 
 from dualmap_wire.v1 import worker_pb2 as pb
 
-from .conftest import SocketEngine, Worker
+from .conftest import SocketEngine, Worker, eventually
 
 
 async def test_a_whole_answer_to_a_request_for_a_stream_is_no_sample(worker: Worker) -> None:
@@ -59,3 +60,87 @@ async def test_an_engine_that_is_gone_names_no_address(worker: Worker, socket_en
     stream = worker.submit()
     assert await worker.ended(stream) == ["failed"]
     assert worker.failure(stream).message == "the engine was lost"
+
+
+def silent(_: asyncio.StreamWriter) -> Awaitable[None]:
+    return asyncio.sleep(0)
+
+
+EVENT = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+
+
+async def endless(writer: asyncio.StreamWriter) -> bytes:
+    """A stream that goes on until its connection is cut."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+    while True:
+        writer.write(EVENT * 20)
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_session_that_is_lost_stops_what_runs_and_what_waits(
+    worker: Worker, socket_engine: SocketEngine
+) -> None:
+    socket_engine.says = endless
+    running = worker.submit(tokens=100_000, streamed=True)
+    await eventually(lambda: "data" in worker.kinds(running))
+    silent_one = worker.submit(tokens=100_000, streamed=True)
+    waiting = worker.submit(tokens=100_000, streamed=True)
+    assert (len(worker.requests), len(worker.admission.queue)) == (3, 1)
+    worker.outbox.close()
+    worker.requests.cancel_all(worker.outbox)
+    await eventually(lambda: not len(worker.requests) and not socket_engine.open)
+    assert not {"end", "failed"} & set(
+        worker.kinds(running) + worker.kinds(silent_one) + worker.kinds(waiting)
+    )
+
+
+async def test_a_router_that_reads_nothing_holds_the_stream_back(
+    worker: Worker, socket_engine: SocketEngine
+) -> None:
+    socket_engine.says = endless
+    worker.gate.clear()
+    stream = worker.submit(streamed=True)
+    await eventually(lambda: worker.outbox.buffered_bytes > 1 << 20)
+    await asyncio.sleep(0.1)
+    assert worker.outbox.buffered_bytes < (1 << 20) + (1 << 18)
+    worker.requests.cancel(worker.outbox, stream)
+    await eventually(lambda: not socket_engine.open)
+
+
+async def test_a_request_cancelled_in_the_moment_it_starts(
+    worker: Worker, socket_engine: SocketEngine
+) -> None:
+    stream = worker.submit()
+    worker.requests.cancel(worker.outbox, stream)
+    await eventually(lambda: not len(worker.requests))
+    assert (worker.kinds(stream), socket_engine.asked) == ([], [])
+
+
+async def test_draining_hands_back_what_waits_and_finishes_what_runs(
+    worker: Worker, socket_engine: SocketEngine
+) -> None:
+    socket_engine.says = silent
+    running, waiting = worker.submit(tokens=100_000), worker.submit(tokens=100_000)
+    worker.requests.draining = True
+    assert worker.requests.hand_back() == 1
+    late = worker.submit()
+    for stream in (waiting, late):
+        assert await worker.ended(stream) == ["failed"]
+        assert worker.failure(stream).kind == pb.Failed.DRAINING
+        assert worker.failure(stream).unanswered
+    assert not worker.requests.idle.is_set()
+    worker.requests.cancel(worker.outbox, running)
+
+
+async def test_the_queue_is_bounded(worker: Worker, socket_engine: SocketEngine) -> None:
+    socket_engine.says = silent
+    streams = [worker.submit(tokens=100_000) for _ in range(10)]
+    # One runs, eight wait, and the last is refused.
+    assert await worker.ended(streams[-1]) == ["failed"]
+    assert worker.failure(streams[-1]).kind == pb.Failed.QUEUE_FULL
+    assert len(worker.admission.queue) == 8
+    # One that needs no prefill has no queue to wait in.
+    socket_engine.says = socket_engine._fine
+    assert await worker.ended(worker.submit(queued=False)) == ["head", "data", "end"]
+    worker.requests.cancel_all(worker.outbox)
