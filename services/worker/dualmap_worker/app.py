@@ -166,8 +166,13 @@ class WorkerApp:
     # Loops
 
     async def _renew(self) -> None:
-        if self._lease is not None:
-            await self._lease.renew()
+        assert self._lease is not None
+        await self._lease.renew()
+        if self._lease.taken:
+            name = self._lease.registration.instance
+            raise ServiceFailedError(
+                f"another worker that started later is registered as {name!r}: set another DUALMAP_WORKER_INSTANCE"
+            )
 
     async def _set_state(self, state: str) -> None:
         if self._lease is not None and self._lease.registration.state != state:
@@ -184,16 +189,21 @@ class WorkerApp:
             if self._engine_misses == _ENGINE_MISSES:
                 log.warning("engine.away", extra={"error": str(exc)})
                 await self._set_state("unready")
-            return
-        if self._engine_misses >= _ENGINE_MISSES and self._lease is not None and not self._requests.draining:
-            log.info("engine.back")
-            self._lease.registration = msgspec.structs.replace(
-                self._lease.registration, generation=_generation(), state="active"
-            )
-            await self._lease.renew()
-        self._engine_misses = 0
+        else:
+            misses, self._engine_misses = self._engine_misses, 0
+            if misses >= _ENGINE_MISSES and not self._requests.draining:
+                await self._engine_back()
+        # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
         if self._admission.queue:
             self._requests.pump()
+
+    async def _engine_back(self) -> None:
+        assert self._lease is not None
+        log.info("engine.back")
+        self._lease.registration = msgspec.structs.replace(
+            self._lease.registration, generation=_generation(), state="active"
+        )
+        await self._lease.renew()
 
     # What others see
 

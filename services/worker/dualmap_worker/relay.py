@@ -8,16 +8,22 @@ another instance may still start it.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.admission import Admission, Job
 from dualmap_worker.engine import Engine, EngineAnswer
-from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage
 
 log = logging.getLogger(__name__)
+
+_FAILURES: Mapping[type[EngineError], "pb.Failed.Kind.ValueType"] = {
+    EngineTimeoutError: pb.Failed.TIMEOUT,
+    BadAnswerError: pb.Failed.BAD_ANSWER,
+    EngineLostError: pb.Failed.ENGINE_LOST,
+}
 
 
 class Requests:
@@ -146,12 +152,10 @@ class Requests:
         """The engine behind this worker."""
         return self._engine
 
-    def drop_queued(self, flow: "Flow") -> bool:
-        """Take an aborted request off the queue; false if it is not there."""
-        if self._admission.take(flow.job.request_id) is None:
-            return False
-        self.forget(flow)
-        return True
+    def drop_queued(self, flow: "Flow") -> None:
+        """Take an aborted request off the queue."""
+        if self._admission.take(flow.job.request_id) is not None:
+            self.forget(flow)
 
     def close(self) -> None:
         """Stop the timer and every request."""
@@ -224,29 +228,30 @@ class Flow:
     async def _run(self) -> None:
         submit = self.submit
         body = ask_usage(submit.body) if submit.hide_usage else submit.body
-        headers = {header.name: header.value for header in submit.headers}
-        headers["x-request-id"] = submit.request_id
+        headers = [(h.name, h.value) for h in submit.headers if h.name.lower() != "x-request-id"]
+        headers.append(("x-request-id", submit.request_id))
         try:
             async with self._requests.engine.request(submit.method, submit.path, headers, body) as answer:
                 await self._answer(answer)
             self._end()
-        except EngineTimeoutError as exc:
-            self.fail(pb.Failed.TIMEOUT, str(exc), not self._answered)
-        except BadAnswerError as exc:
-            self.fail(pb.Failed.BAD_ANSWER, str(exc), not self._answered)
-        except EngineLostError as exc:
-            self.fail(pb.Failed.ENGINE_LOST, str(exc), not self._answered)
+        except EngineError as exc:
+            # The router passes the failure's message on to the client: the engine's address stays here.
+            log.warning(
+                "relay.engine_failed", extra={"request_id": self.job.request_id, "error": str(exc)[:500]}
+            )
+            self.fail(_FAILURES[type(exc)], exc.public, not self._answered)
 
     async def _answer(self, answer: EngineAnswer) -> None:
         """Relay the answer."""
-        tap = StreamTap(self.submit.hide_usage) if answer.is_stream else BodyTap()
+        tap = StreamTap(self.submit.hide_usage, self.submit.path) if answer.is_stream else BodyTap()
         async for chunk in answer.chunks():
             data = tap.feed(chunk)
+            if not data:
+                continue
             if not self._answered:
                 self._head(answer)
-            if data:
-                await self.outbox.room()
-                self.out(pb.Event(data=data), urgent=False)
+            await self.outbox.room()
+            self.out(pb.Event(data=data), urgent=False)
         if not self._answered:
             self._head(answer)
         rest = tap.finish()
@@ -257,6 +262,8 @@ class Flow:
     def _head(self, answer: EngineAnswer) -> None:
         """The first body byte: the prefill is over."""
         self._answered = True
+        # An engine may answer a request for a stream with a whole body, whose first byte tells of its decode.
+        self.job.streamed = self.job.streamed and answer.is_stream
         self._requests.first_byte(self, telling=answer.status < 300)
         job = self.job
         head = pb.Head(

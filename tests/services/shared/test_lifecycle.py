@@ -47,6 +47,19 @@ async def test_a_loop_that_dies_stops_the_service() -> None:
         await background.close()
 
 
+async def test_a_loop_that_says_why_the_service_fails_is_taken_at_its_word() -> None:
+    stop = asyncio.Event()
+    background = Background(stop)
+
+    async def taken() -> None:
+        raise ServiceFailedError("the name is taken")
+
+    background.start(taken(), "lease")
+    assert await wait_for(stop, 5.0)
+    with pytest.raises(ServiceFailedError, match=r"^the name is taken$"):
+        await background.close()
+
+
 async def test_a_loop_that_ends_is_no_failure() -> None:
     stop = asyncio.Event()
     background = Background(stop)
