@@ -156,10 +156,9 @@ class WorkerApp:
 
     async def _drain(self) -> int:
         """Take nothing more, and give back what waits."""
-        self._requests.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._set_state("draining")
-        handed_back = self._requests.hand_back()
+        handed_back = self._requests.drain()
         log.info("worker.draining", extra={"handed_back": handed_back, "running": len(self._requests)})
         return handed_back
 
@@ -187,10 +186,13 @@ class WorkerApp:
             self._admission.load = EngineLoad()
             self._engine_misses += 1
             if self._engine_misses == _ENGINE_MISSES:
-                log.warning("engine.away", extra={"error": str(exc)})
+                handed_back = self._requests.lose_engine()
+                log.warning("engine.away", extra={"error": str(exc), "handed_back": handed_back})
+                await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
                 await self._set_state("unready")
         else:
             misses, self._engine_misses = self._engine_misses, 0
+            self._requests.engine_away = False
             if misses >= _ENGINE_MISSES and not self._requests.draining:
                 await self._engine_back()
         # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
@@ -200,6 +202,7 @@ class WorkerApp:
     async def _engine_back(self) -> None:
         assert self._lease is not None
         log.info("engine.back")
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._lease.registration = msgspec.structs.replace(
             self._lease.registration, generation=_generation(), state="active"
         )

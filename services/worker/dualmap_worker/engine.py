@@ -117,6 +117,9 @@ class Engine:
                 allow_redirects=False,
             ) as response:
                 yield EngineAnswer(response)
+        except aiohttp.ConnectionTimeoutError as exc:
+            # A host that is gone refuses nothing, and the request never left.
+            raise EngineLostError(f"{self.url} cannot be reached: {exc!r}") from exc
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
             raise EngineTimeoutError(f"{self.url} did not answer in time: {exc!r}") from exc
         except aiohttp.ClientResponseError as exc:

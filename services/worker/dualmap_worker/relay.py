@@ -44,6 +44,7 @@ class Requests:
         self._by_job: dict[str, Flow] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.draining = False
+        self.engine_away = False
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -58,6 +59,9 @@ class Requests:
         flow = Flow(submit, router, outbox, self)
         if self.draining:
             flow.fail(pb.Failed.DRAINING, "this worker takes no more requests")
+            return
+        if self.engine_away:
+            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
             return
         if submit.queued and len(self._admission.queue) >= self._max_queued:
             flow.fail(pb.Failed.QUEUE_FULL, "the admission queue is full")
@@ -97,13 +101,30 @@ class Requests:
         self.forget(flow)
         return True
 
-    def hand_back(self) -> int:
-        """Give every queued request back to its router; returns how many."""
+    def drain(self) -> int:
+        """Take nothing more, and give every queued request back to its router; returns how many."""
+        self.draining = True
+        return self._hand_back(pb.Failed.DRAINING, "this worker is draining")
+
+    def lose_engine(self) -> int:
+        """The engine does not answer: give back what no client has seen a byte of; returns how many.
+
+        What hangs in the engine would wait for its time-out there. Streams go on if the engine does.
+        """
+        self.engine_away = True
+        handed_back = self._hand_back(pb.Failed.ENGINE_LOST, EngineLostError.public)
+        silent = [flow for flow in self._flows.values() if flow.is_silent]
+        for flow in silent:
+            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
+            flow.abort()
+        return handed_back + len(silent)
+
+    def _hand_back(self, kind: "pb.Failed.Kind.ValueType", message: str) -> int:
         queued = list(self._admission.queue)
         for request_id in queued:
             self._admission.take(request_id)
             flow = self._by_job[request_id]
-            flow.fail(pb.Failed.DRAINING, "this worker is draining")
+            flow.fail(kind, message)
             self.forget(flow)
         return len(queued)
 
@@ -224,6 +245,11 @@ class Flow:
             self._task.cancel()
         else:
             self._requests.drop_queued(self)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is in the engine, which has said nothing of it yet."""
+        return self._task is not None and not self._answered
 
     async def _run(self) -> None:
         submit = self.submit

@@ -1,7 +1,6 @@
 """A worker's requests in front of an engine on a real socket, which answers as the test says."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -14,15 +13,7 @@ from dualmap_worker.engine import Engine
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.relay import Requests
 
-
-async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    """The first true result of a condition."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if result := condition():
-            return result
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.005)
+from ...waiting import eventually
 
 
 def whole(body: bytes, kind: str = "application/json") -> bytes:

@@ -1,14 +1,17 @@
 """One request's way through a worker, in front of an engine on a real socket."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Awaitable
 
 import pytest
 
 from dualmap_wire.v1 import worker_pb2 as pb
 
-from .conftest import SocketEngine, Worker, eventually
+from ...waiting import eventually
+from .conftest import SocketEngine, Worker
 
 
 async def test_a_whole_answer_to_a_request_for_a_stream_is_no_sample(worker: Worker) -> None:
@@ -122,8 +125,7 @@ async def test_draining_hands_back_what_waits_and_finishes_what_runs(
 ) -> None:
     socket_engine.says = silent
     running, waiting = worker.submit(tokens=100_000), worker.submit(tokens=100_000)
-    worker.requests.draining = True
-    assert worker.requests.hand_back() == 1
+    assert worker.requests.drain() == 1
     late = worker.submit()
     for stream in (waiting, late):
         assert await worker.ended(stream) == ["failed"]
@@ -131,6 +133,49 @@ async def test_draining_hands_back_what_waits_and_finishes_what_runs(
         assert worker.failure(stream).unanswered
     assert not worker.requests.idle.is_set()
     worker.requests.cancel(worker.outbox, running)
+
+
+async def test_an_engine_that_is_lost_gives_back_what_it_has_not_answered(
+    worker: Worker, socket_engine: SocketEngine
+) -> None:
+    fine, socket_engine.says = socket_engine.says, endless
+    streaming = worker.submit(tokens=100_000, streamed=True)
+    await eventually(lambda: "data" in worker.kinds(streaming))
+    socket_engine.says = silent
+    hanging, waiting = worker.submit(tokens=100_000), worker.submit(tokens=100_000)
+    await eventually(lambda: socket_engine.open == 2)
+    assert worker.requests.lose_engine() == 2
+    late = worker.submit()
+    for stream in (hanging, waiting, late):
+        assert await worker.ended(stream) == ["failed"]
+        assert worker.failure(stream).kind == pb.Failed.ENGINE_LOST
+        assert worker.failure(stream).unanswered
+    # The stream goes on, and nothing that was given back was started.
+    await eventually(lambda: len(worker.requests) == 1 and socket_engine.open == 1)
+    assert len(socket_engine.asked) == 2
+    seen = len(worker.kinds(streaming))
+    await eventually(lambda: len(worker.kinds(streaming)) > seen)
+    worker.requests.engine_away = False
+    socket_engine.says = fine
+    assert (await worker.ended(worker.submit()))[-1] == "end"
+    worker.requests.cancel(worker.outbox, streaming)
+
+
+async def test_a_host_that_does_not_answer_a_connection_is_lost_not_late(worker: Worker) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        # Its backlog is full: the kernel drops further connections without a word, as a host does that is gone.
+        for _ in range(8):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        worker.requests.engine.url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        stream = worker.submit()
+        assert (await worker.ended(stream))[-1] == "failed"
+    assert worker.failure(stream).kind == pb.Failed.ENGINE_LOST
+    assert worker.failure(stream).unanswered
 
 
 async def test_the_queue_is_bounded(worker: Worker, socket_engine: SocketEngine) -> None:
