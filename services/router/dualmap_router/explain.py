@@ -4,7 +4,8 @@ from typing import Any
 
 from dualmap.ttft import estimate
 from dualmap.types import ChoiceRule, Estimate
-from dualmap_router.placement import Placement, Prompt
+from dualmap_router.placement import Placement
+from dualmap_router.prompt import Prompt
 from dualmap_wire.redis_functions import Routed
 
 
@@ -12,7 +13,7 @@ async def explain(placement: Placement, prompt: Prompt, slo_s: float, rule: Choi
     """What would be decided for a prompt now, without booking it."""
     routed, call, candidates = await placement.dry_run(prompt, slo_s, rule)
     views = await placement.views(prompt, placement.usable)
-    key, depth = placement.key(prompt)
+    key, depth = prompt.key(placement.splits)
     return {
         "policy": rule.policy,
         "slo_s": slo_s,

@@ -14,7 +14,8 @@ from typing import Protocol
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
 from dualmap_router.metrics import RouterMetrics
-from dualmap_router.placement import Placed, Placement, Prompt
+from dualmap_router.placement import Placed, Placement
+from dualmap_router.prompt import Prompt
 from dualmap_router.sessions import Exchange, Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 

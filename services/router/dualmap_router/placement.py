@@ -1,21 +1,19 @@
 """Placement: from a prompt to an instance, deciding and booking in one round trip to Redis.
 
 The router hashes chunks, finds the key's candidates on its rings and asks the route function. While Redis
-is away or late, the same `choose` runs here over what is known locally: the rings, the last telemetry and
-this router's own charges.
+is away or late, `local_decision` stands in.
 """
 
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dualmap.choose import choose
 from dualmap.hash_ring import RingPair
-from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
-from dualmap.prefix_key import key_depth
 from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt, typical_speed
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
+from dualmap_router.local_decision import decide_alone, local_view
+from dualmap_router.prompt import Prompt, hash_prompt
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import StoreError
 from dualmap_service.registry import Member, Membership
@@ -25,7 +23,6 @@ from dualmap_wire.redis_functions import (
     RouteCall,
     Routed,
     StaleSplits,
-    instance_view,
     pack_hashes,
     parse_route,
     parse_views,
@@ -33,17 +30,6 @@ from dualmap_wire.redis_functions import (
 from dualmap_wire.redis_keys import PoolKeys
 
 _STALE_RETRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt as placement sees it."""
-
-    hashes: list[int]
-    ring_key: int | None
-    """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
-    num_bytes: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,7 @@ class Placement:
         self.membership = Membership()
         self._reachable: frozenset[str] = frozenset()
         self._names: tuple[str, ...] = ()
+        self._packed_names = b""
         self._turn = 0
         self._typical = DEFAULT_SPEED
 
@@ -103,6 +90,7 @@ class Placement:
         self.rings = self.rings.with_members(weights)
         self._reachable = frozenset(reachable)
         self._names = tuple(name for name in self.rings.members if name in self._reachable)
+        self._packed_names = _pack_names(self._names)
 
     @property
     def usable(self) -> tuple[str, ...]:
@@ -118,32 +106,10 @@ class Placement:
     def prompt(
         self, canonical: bytes, num_tokens: int | None, adapter: str, salt: str, prefix_key: str | None
     ) -> Prompt:
-        """Hash a canonical prompt under this pool's, the adapter's and the tenant's seed."""
-        settings = self._settings
-        seed = prefix_seed(settings.pool, adapter, salt, settings.hash_secret)
-        hashes = chunk_hashes(
-            canonical[: settings.max_chunks * settings.chunk_bytes], seed, settings.chunk_bytes
-        )
-        ring_key = None
-        if prefix_key is not None:
-            ring_key = short_prompt_key(prefix_key.encode(), seed)
-        elif not hashes:
-            ring_key = short_prompt_key(canonical, seed)
+        """Hash a canonical prompt, and estimate its tokens where they are not known."""
         if num_tokens is None:
             num_tokens = max(1, round(len(canonical) / self.tokens.bytes_per_token))
-        return Prompt(hashes, ring_key, len(canonical), num_tokens)
-
-    def key(self, prompt: Prompt) -> tuple[int, int]:
-        """(ring key, chunks in the prefix key) of a prompt."""
-        if prompt.ring_key is not None:
-            return prompt.ring_key, 0
-        depth = key_depth(prompt.hashes, self.splits)
-        return prompt.hashes[depth - 1], depth
-
-    def choice_request(self, prompt: Prompt, slo_s: float) -> ChoiceRequest:
-        """The prompt as `choose` takes it."""
-        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
-        return ChoiceRequest(prompt.num_tokens, chunk_tokens, slo_s)
+        return hash_prompt(self._settings, canonical, num_tokens, adapter, salt, prefix_key)
 
     # The decision
 
@@ -179,15 +145,11 @@ class Placement:
         charge_id: str,
     ) -> Placed:
         for _ in range(_STALE_RETRIES):
-            call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id)
-            call = replace(call, count=first and call.key_depth > 0)
-            if not first:
-                # It was let in once: that its instance was lost must not turn it away.
-                call = replace(call, max_wait_s=0.0)
+            call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id, first)
             try:
                 routed = await self._ask(call)
             except StoreError:
-                return self._place_alone(call, candidates)
+                break
             if isinstance(routed, StaleSplits):
                 self.splits, self.split_version = routed.splits, routed.version
                 continue
@@ -196,7 +158,12 @@ class Placement:
             self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
             self._own(prompt, routed.instance)
             return _placed(charge_id, call.request, candidates, routed, shared=True)
-        return self._place_alone(call, candidates)
+        self._turn += 1
+        alone = decide_alone(call, self.charges, self.membership, self._turn)
+        if isinstance(alone, Overload):
+            raise self._overloaded(alone.wait_s)
+        self.charges.booked(charge_id, alone.instance, alone.own_s, alone.feasible)
+        return _placed(charge_id, call.request, candidates, alone, shared=False)
 
     def route_call(
         self,
@@ -206,30 +173,37 @@ class Placement:
         exclude: Set[str] = frozenset(),
         target: str | None = None,
         charge_id: str = "",
+        first: bool = True,
+        book: bool = True,
     ) -> tuple[RouteCall, tuple[str, ...]]:
         """The route function's arguments for a prompt, and the candidates that its rings offer."""
-        names = [name for name in self._names if name not in exclude] if exclude else list(self._names)
-        key, depth = self.key(prompt)
+        key, depth = prompt.key(self.splits)
         candidates = self.rings.candidates(key) if self.rings.members else ()
+        names, pool = self._names, self._packed_names
         if target is not None:
-            pair, names = [target], [target]
-        else:
-            if not names:
-                raise unavailable("no instance of this model can be reached")
-            pair = [name for name in candidates if name in names] or [names[key % len(names)]]
+            names, pool = (target,), target.encode()
+        elif exclude:
+            names = tuple(name for name in names if name not in exclude)
+            pool = _pack_names(names)
+        if not names:
+            raise unavailable("no instance of this model can be reached")
+        pair = [name for name in candidates if name in names] or [names[key % len(names)]]
         call = RouteCall(
             router=self._router,
             charge_id=charge_id,
-            request=self.choice_request(prompt, slo_s),
+            request=prompt.choice_request(slo_s),
             rule=rule,
             hashes=prompt.hashes,
             key_depth=depth,
             split_version=self.split_version,
             pair=pair,
-            pool="\n".join(names).encode(),
+            pool=pool,
             start=key % len(names),
             default_speed=self._typical,
-            max_wait_s=0.0 if target is not None else self._settings.max_wait_s,
+            # It was let in once: that it moved or that its instance was lost must not turn it away.
+            max_wait_s=self._settings.max_wait_s if first and book and target is None else 0.0,
+            count=first and book and depth > 0,
+            book=book,
         )
         return call, candidates
 
@@ -237,8 +211,7 @@ class Placement:
         self, prompt: Prompt, slo_s: float, rule: ChoiceRule
     ) -> tuple[Routed | None, RouteCall, tuple[str, ...]]:
         """What `place` would decide now, booking nothing; no decision while Redis is away."""
-        call, candidates = self.route_call(prompt, slo_s, rule)
-        call = replace(call, count=False, book=False, max_wait_s=0.0)
+        call, candidates = self.route_call(prompt, slo_s, rule, book=False)
         try:
             routed = await self._ask(call)
         except StoreError:
@@ -251,44 +224,14 @@ class Placement:
         )
         return parse_route(reply)
 
-    def _place_alone(self, call: RouteCall, candidates: tuple[str, ...]) -> Placed:
-        """Decide over what this router knows by itself."""
-        self._turn += 1
-        names = call.pool.decode().split("\n")
-        rotated = names[call.start :] + names[: call.start]
-        pair = [self._local_view(name) for name in call.pair]
-        others = (self._local_view(name) for name in rotated if name not in call.pair)
-        decision = choose(call.request, pair, others, call.rule, self._turn)
-        chosen = decision.chosen
-        if 0.0 < call.max_wait_s < chosen.wait_s:
-            raise self._overloaded(chosen.wait_s)
-        self.charges.booked(call.charge_id, chosen.instance, chosen.own_s, chosen.feasible)
-        routed = Routed(
-            instance=chosen.instance,
-            backup=decision.backup,
-            reason=decision.reason,
-            feasible=chosen.feasible,
-            owned_chunks=chosen.owned_chunks,
-            wait_s=chosen.wait_s,
-            own_s=chosen.own_s,
-            ttft_s=chosen.ttft_s,
-        )
-        return _placed(call.charge_id, call.request, candidates, routed, shared=False)
-
-    def _local_view(self, name: str) -> InstanceView:
-        feasible_us, infeasible_us = self.charges.own_us(name)
-        member = self.member(name)
-        perf = member.perf if member is not None else None
-        return instance_view(name, feasible_us, infeasible_us, 0, perf, self.membership.now_us, self._typical)
-
     async def views(self, prompt: Prompt, names: tuple[str, ...]) -> list[InstanceView]:
         """Every instance as a decision would see it now."""
         try:
             reply = await self._store.function(
-                "views", self._keys.prefix, pack_hashes(prompt.hashes), "\n".join(names).encode()
+                "views", self._keys.prefix, pack_hashes(prompt.hashes), _pack_names(names)
             )
         except StoreError:
-            return [self._local_view(name) for name in names]
+            return [local_view(name, self.charges, self.membership, self._typical) for name in names]
         return parse_views(reply, self._typical)
 
     def _own(self, prompt: Prompt, instance: str) -> None:
@@ -297,8 +240,7 @@ class Placement:
         if not prompt.hashes or member is None:
             return
         registration = member.registration
-        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
-        most = int(registration.kv_tokens / chunk_tokens) if registration.kv_tokens else 100_000
+        most = int(registration.kv_tokens / prompt.chunk_tokens) if registration.kv_tokens else 100_000
         self._store.post(
             "own_add",
             self._keys.prefix,
@@ -316,6 +258,11 @@ class Placement:
             "overloaded",
             retry_after_s=max(1.0, min(wait_s - self._settings.max_wait_s, 60.0)),
         )
+
+
+def _pack_names(names: tuple[str, ...]) -> bytes:
+    """Instance names as the functions take them."""
+    return "\n".join(names).encode()
 
 
 def _placed(

@@ -1,0 +1,53 @@
+"""A prompt as placement sees it: the hashes of its chunks, its key on the rings, its length."""
+
+from dataclasses import dataclass
+
+from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
+from dualmap.prefix_key import key_depth
+from dualmap.types import ChoiceRequest
+from dualmap_router.settings import RouterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a decision needs of a prompt."""
+
+    hashes: list[int]
+    ring_key: int | None
+    """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
+    num_bytes: int
+    num_tokens: int
+    chunk_tokens: float
+    """Tokens per chunk of this prompt."""
+
+    def key(self, splits: frozenset[int]) -> tuple[int, int]:
+        """(ring key, chunks in the prefix key)."""
+        if self.ring_key is not None:
+            return self.ring_key, 0
+        depth = key_depth(self.hashes, splits)
+        return self.hashes[depth - 1], depth
+
+    def choice_request(self, slo_s: float) -> ChoiceRequest:
+        """The prompt as `choose` takes it."""
+        return ChoiceRequest(self.num_tokens, self.chunk_tokens, slo_s)
+
+
+def hash_prompt(
+    settings: RouterSettings,
+    canonical: bytes,
+    num_tokens: int,
+    adapter: str,
+    salt: str,
+    prefix_key: str | None,
+) -> Prompt:
+    """Hash a canonical prompt under the pool's, the adapter's and the tenant's seed."""
+    chunk_bytes = settings.chunk_bytes
+    seed = prefix_seed(settings.pool, adapter, salt, settings.hash_secret)
+    hashes = chunk_hashes(canonical[: settings.max_chunks * chunk_bytes], seed, chunk_bytes)
+    ring_key = None
+    if prefix_key is not None:
+        ring_key = short_prompt_key(prefix_key.encode(), seed)
+    elif not hashes:
+        ring_key = short_prompt_key(canonical, seed)
+    num_bytes = len(canonical)
+    return Prompt(hashes, ring_key, num_bytes, num_tokens, chunk_bytes * num_tokens / max(num_bytes, 1))

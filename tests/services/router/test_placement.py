@@ -1,0 +1,118 @@
+"""Placement on a real Valkey: what is asked of the route function, and what holds without it."""
+
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from dualmap.types import ChoiceRule, Reason
+from dualmap_router.charges import Charges
+from dualmap_router.errors import ApiError
+from dualmap_router.placement import Placement
+from dualmap_router.prompt import Prompt
+from dualmap_router.settings import RouterSettings
+from dualmap_service.registry import Member, Membership
+from dualmap_service.store import Store
+from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.redis_keys import PoolKeys
+from dualmap_wire.telemetry import Registration
+
+KEYS = PoolKeys("p")
+RULE = ChoiceRule()
+TEXT = b"lorem ipsum " * 1000
+
+
+@pytest.fixture
+async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
+    connection = Store(store.url, "test")
+    assert await connection.start()
+    yield connection
+    await connection.close()
+
+
+def membership(names: Sequence[str], version: int = 1) -> Membership:
+    """Instances that are alive and take new keys."""
+    return Membership(version, {name: Member(registration(name), True, None) for name in names})
+
+
+def registration(name: str) -> Registration:
+    return Registration(
+        instance=name, pool="p", model="m", grpc_address="", telemetry_address="", generation=1
+    )
+
+
+def a_placement(shared: Store, names: Sequence[str] = ("a", "b", "c"), max_wait_s: float = 0.0) -> Placement:
+    """A router's placement over instances that it can all reach."""
+    settings = RouterSettings(pool="p", max_wait_s=max_wait_s, route_deadline_ms=1000.0)
+    placement = Placement(settings, "r", shared, Charges(shared, "p", "r"))
+    placement.update(membership(names), set(names))
+    return placement
+
+
+def a_prompt(placement: Placement, text: bytes = TEXT) -> Prompt:
+    return placement.prompt(text, None, "", "", None)
+
+
+# The call
+
+
+async def test_only_a_first_placement_counts_and_can_be_refused(shared: Store) -> None:
+    placement = a_placement(shared, max_wait_s=7.0)
+    prompt = a_prompt(placement)
+    asked = {
+        "first": placement.route_call(prompt, 5.0, RULE)[0],
+        "again": placement.route_call(prompt, 5.0, RULE, first=False)[0],
+        "moved": placement.route_call(prompt, 5.0, RULE, target="a", first=False)[0],
+        "dry": placement.route_call(prompt, 5.0, RULE, book=False)[0],
+    }
+    assert {name: (call.count, call.book, call.max_wait_s) for name, call in asked.items()} == {
+        "first": (True, True, 7.0),
+        "again": (False, True, 0.0),
+        "moved": (False, True, 0.0),
+        "dry": (False, False, 0.0),
+    }
+    assert asked["first"].pool == b"a\nb\nc"
+    assert (asked["moved"].pool, asked["moved"].pair) == (b"a", ["a"])
+
+
+async def test_a_prompt_without_a_full_chunk_does_not_count(shared: Store) -> None:
+    placement = a_placement(shared)
+    assert not placement.route_call(a_prompt(placement, b"hello"), 5.0, RULE)[0].count
+
+
+async def test_lost_instances_are_not_offered(shared: Store) -> None:
+    placement = a_placement(shared)
+    prompt = a_prompt(placement)
+    call, candidates = placement.route_call(prompt, 5.0, RULE, exclude={"a", "b"})
+    assert (call.pool, call.pair, len(candidates)) == (b"c", ["c"], 2)
+    with pytest.raises(ApiError) as refused:
+        placement.route_call(prompt, 5.0, RULE, exclude={"a", "b", "c"})
+    assert refused.value.status == 503
+
+
+async def test_the_same_prompt_meets_its_cache(shared: Store) -> None:
+    placement = a_placement(shared)
+    for name in "abc":
+        await shared.function("register", KEYS.prefix, name, b"{}", "1", 60_000)
+    one = await placement.place(a_prompt(placement), 5.0, RULE)
+    placement.charges.release(one.charge_id)
+    two = await placement.place(a_prompt(placement), 5.0, RULE)
+    placement.charges.release(two.charge_id)
+    assert (one.instance, one.owned_chunks, one.shared) == (two.instance, 0, True)
+    assert (two.owned_chunks, two.reason) == (len(TEXT) // 2048, Reason.AFFINITY)
+    assert two.cached_tokens == pytest.approx(two.owned_chunks * 512, abs=5)
+
+
+async def test_without_a_store_the_rings_decide(store: EmbeddedStore) -> None:
+    placement = a_placement(Store(store.url, "never started"), max_wait_s=1.0)
+    prompt = a_prompt(placement)
+    placed = [await placement.place(prompt, 5.0, RULE) for _ in range(4)]
+    assert {one.shared for one in placed} == {False}
+    assert {one.instance for one in placed} <= set(placed[0].candidates)
+    with pytest.raises(ApiError) as refused:
+        for _ in range(100):
+            placed.append(await placement.place(prompt, 5.0, RULE))
+    assert refused.value.status == 429
+    assert len(placement.charges) == len(placed)
+    for one in placed:
+        placement.charges.release(one.charge_id)
+    assert [placement.charges.own_us(name) for name in "abc"] == [(0, 0)] * 3
