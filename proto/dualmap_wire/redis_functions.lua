@@ -238,6 +238,22 @@ local function release_one(prefix, router_key, charge)
   return 1
 end
 
+-- Booking a charge again replaces it: a repeated call must not leave seconds that nobody releases.
+local function book_one(prefix, router, charge, class, us, instance)
+  local router_key = prefix .. 'charges:' .. router
+  release_one(prefix, router_key, charge)
+  call('HINCRBY', prefix .. 'charges', class .. ':' .. instance, us)
+  call('HSET', router_key, charge, class .. ' ' .. us .. ' ' .. instance)
+  -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
+  if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
+end
+
+-- Books what was decided without `route`: ARGV = router, then per charge its id, class, microseconds, instance.
+local function book(keys, args)
+  for i = 2, #args, 4 do book_one(keys[1], args[1], args[i], args[i + 1], args[i + 2], args[i + 3]) end
+  return (#args - 1) / 4
+end
+
 -- Releases charges, each at most once: ARGV = router, charge...
 local function release(keys, args)
   local prefix, released = keys[1], 0
@@ -261,7 +277,7 @@ local function route(keys, args)
   }
   for name in string.gmatch(args[3], '[^\n]+') do request.names[#request.names + 1] = name end
   local router, charge, policy, key_depth = a[1], a[2], a[3], a[12]
-  local count, book, start, max_wait_s, speed = a[15], a[16], a[13], a[17], a[18]
+  local count, books, start, max_wait_s, speed = a[15], a[16], a[13], a[17], a[18]
 
   local state = key_state(prefix)
   if count and state.version ~= a[11] then
@@ -277,7 +293,7 @@ local function route(keys, args)
   end
   if policy == 'round-robin' then
     request.turn = tonumber(call('GET', prefix .. 'turn') or 0)
-    if book then call('INCR', prefix .. 'turn') end
+    if books then call('INCR', prefix .. 'turn') end
   end
   local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
     return estimates(others_of(request.names, start, request.pair))
@@ -289,16 +305,7 @@ local function route(keys, args)
   local wait_us = math.floor(chosen.wait_s * 1000000)
   if max_wait_s > 0 and chosen.wait_s > max_wait_s then return { 'overload', wait_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
-  if book then
-    local class = chosen.feasible and 'f' or 'i'
-    local router_key = prefix .. 'charges:' .. router
-    -- Booking a charge again replaces it: a repeated call must not leave seconds that nobody releases.
-    release_one(prefix, router_key, charge)
-    call('HINCRBY', prefix .. 'charges', class .. ':' .. chosen.instance, own_us)
-    call('HSET', router_key, charge, class .. ' ' .. own_us .. ' ' .. chosen.instance)
-    -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
-    if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
-  end
+  if books then book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance) end
   return {
     'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
     wait_us, own_us, ttft_us, now,
@@ -470,6 +477,7 @@ end
 
 -- One by one: the load phase has no standard library to loop with.
 redis.register_function('route_@SUFFIX@', route)
+redis.register_function('book_@SUFFIX@', book)
 redis.register_function('release_@SUFFIX@', release)
 redis.register_function('own_add_@SUFFIX@', own_add)
 redis.register_function('register_@SUFFIX@', register)

@@ -92,9 +92,9 @@ class RouterApp:
             self.models.follow(self.watch.current)
 
     async def _reconcile(self) -> None:
-        released = await self.charges.reconcile()
-        if released:
-            self.metrics.reconciled.inc(released)
+        mended = await self.charges.reconcile()
+        if mended:
+            self.metrics.reconciled.inc(mended)
 
     async def run(self) -> None:
         """Serve until told to stop, then let what runs finish."""

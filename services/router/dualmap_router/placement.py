@@ -162,7 +162,7 @@ class Placement:
         alone = decide_alone(call, self.charges, self.membership, self._turn)
         if isinstance(alone, Overload):
             raise self._overloaded(alone.wait_s)
-        self.charges.booked(charge_id, alone.instance, alone.own_s, alone.feasible)
+        self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
         return _placed(charge_id, call.request, candidates, alone, shared=False)
 
     def route_call(

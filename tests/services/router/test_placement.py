@@ -40,9 +40,14 @@ def registration(name: str) -> Registration:
     )
 
 
-def a_placement(shared: Store, names: Sequence[str] = ("a", "b", "c"), max_wait_s: float = 0.0) -> Placement:
+def a_placement(
+    shared: Store,
+    names: Sequence[str] = ("a", "b", "c"),
+    max_wait_s: float = 0.0,
+    deadline_ms: float = 1000.0,
+) -> Placement:
     """A router's placement over instances that it can all reach."""
-    settings = RouterSettings(pool="p", max_wait_s=max_wait_s, route_deadline_ms=1000.0)
+    settings = RouterSettings(pool="p", max_wait_s=max_wait_s, route_deadline_ms=deadline_ms)
     placement = Placement(settings, "r", shared, Charges(shared, "p", "r"))
     placement.update(membership(names), set(names))
     return placement
@@ -116,3 +121,18 @@ async def test_without_a_store_the_rings_decide(store: EmbeddedStore) -> None:
     for one in placed:
         placement.charges.release(one.charge_id)
     assert [placement.charges.own_us(name) for name in "abc"] == [(0, 0)] * 3
+
+
+async def test_a_decision_made_alone_is_booked_when_the_store_can_hear(
+    shared: Store, store: EmbeddedStore
+) -> None:
+    placement = a_placement(shared, deadline_ms=20.0)
+    store.pause()
+    placed = await placement.place(a_prompt(placement), 5.0, RULE)
+    assert not placed.shared
+    store.resume()
+    booked = await shared.command("HGETALL", KEYS.router_charges("r"), deadline_s=10.0)
+    cost_us = sum(placement.charges.own_us(placed.instance))
+    assert booked == [placed.charge_id.encode(), f"f {cost_us} {placed.instance}".encode()]
+    placement.charges.release(placed.charge_id)
+    assert await shared.command("EXISTS", KEYS.charges, KEYS.router_charges("r")) == 0
