@@ -144,6 +144,8 @@ end
 
 -- Policies -----------------------------------------------------------------------------------------------
 
+-- A policy returns the chosen estimate, the backup's (nil for none) and the reason.
+
 -- The first estimate with the smallest key (and, among equals, the smallest second key).
 local function smallest(list, key, second)
   local best = list[1]
@@ -155,16 +157,15 @@ local function smallest(list, key, second)
 end
 
 local function from_pair(chosen, scored)
-  if #scored == 1 then return chosen, '', 'only' end
+  if #scored == 1 then return chosen, nil, 'only' end
   local other = scored[1] == chosen and scored[2] or scored[1]
-  return chosen, other.instance, chosen.owned > other.owned and 'affinity' or 'load'
+  return chosen, other, chosen.owned > other.owned and 'affinity' or 'load'
 end
 
-local function other_of(request, chosen)
-  for _, name in ipairs(request.pair) do
-    if name ~= chosen then return name end
+local function other_of(scored, chosen)
+  for _, e in ipairs(scored) do
+    if e ~= chosen then return e end
   end
-  return ''
 end
 
 local policies = {}
@@ -176,7 +177,7 @@ policies['dualmap'] = function(request, scored, others)
   if #pool > 0 then
     local winner = smallest(pool, 'score')
     if best.score - winner.score > request.escape_margin * request.slo_s then
-      return winner, best.instance, 'escape'
+      return winner, best, 'escape'
     end
   end
   return from_pair(best, scored)
@@ -194,7 +195,7 @@ local function over_pool(request, scored, others, key, second)
   for _, e in ipairs(others()) do all[#all + 1] = e end
   for _, e in ipairs(all) do e.unowned = -e.owned end
   local best = smallest(all, key, second)
-  return best, other_of(request, best.instance), 'policy'
+  return best, other_of(scored, best), 'policy'
 end
 
 policies['least-loaded'] = function(request, scored, others)
@@ -210,7 +211,7 @@ policies['round-robin'] = function(request, scored, others)
   local all, name = { unpack(scored) }, request.names[request.turn % #request.names + 1]
   for _, e in ipairs(others()) do all[#all + 1] = e end
   for _, e in ipairs(all) do
-    if e.instance == name then return e, other_of(request, name), 'policy' end
+    if e.instance == name then return e, other_of(scored, e), 'policy' end
   end
 end
 
@@ -266,7 +267,8 @@ end
 
 -- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
 -- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
--- Returns {'ok', instance, backup, reason, feasible, owned chunks, wait, own and TTFT in microseconds, now_us}
+-- Returns {'ok', instance, backup, reason, feasible, owned chunks, the backup's owned chunks, wait, own and TTFT
+-- in microseconds, now_us}
 -- or {'stale', version, split...} or {'overload', wait in microseconds}.
 local function route(keys, args)
   local prefix, hashes = keys[1], args[2]
@@ -307,8 +309,8 @@ local function route(keys, args)
   local own_us = math.floor(chosen.own_s * 1000000)
   if books then book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance) end
   return {
-    'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
-    wait_us, own_us, ttft_us, now,
+    'ok', chosen.instance, backup and backup.instance or '', reason, chosen.feasible and 1 or 0, chosen.owned,
+    backup and backup.owned or 0, wait_us, own_us, ttft_us, now,
   }
 end
 

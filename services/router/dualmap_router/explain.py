@@ -42,6 +42,7 @@ def _decision(routed: Routed | None) -> dict[str, Any] | None:
         "reason": str(routed.reason),
         "feasible": routed.feasible,
         "cached_chunks": routed.owned_chunks,
+        "backup_cached_chunks": routed.backup_owned_chunks,
         "wait_s": routed.wait_s,
         "own_s": routed.own_s,
         "predicted_ttft_s": routed.ttft_s,

@@ -245,6 +245,7 @@ class Pilot:
             placement.priority = flight.priority
             placement.feasible = placed.feasible
             placement.backup = placed.backup or ""
+            placement.backup_cached_tokens = placed.backup_cached_tokens
             placement.moves = flight.moves
             placement.predicted_ttft_s = placed.ttft_s
         return submit

@@ -31,7 +31,7 @@ def decide_alone(call: RouteCall, charges: Charges, membership: Membership, turn
 
     others = (view(name) for name in rotated if name not in call.pair)
     decision = choose(call.request, [view(name) for name in call.pair], others, call.rule, turn)
-    chosen = decision.chosen
+    chosen, other = decision.chosen, decision.other
     if 0.0 < call.max_wait_s < chosen.wait_s:
         return Overload(chosen.wait_s)
     return Routed(
@@ -40,6 +40,7 @@ def decide_alone(call: RouteCall, charges: Charges, membership: Membership, turn
         reason=decision.reason,
         feasible=chosen.feasible,
         owned_chunks=chosen.owned_chunks,
+        backup_owned_chunks=other.owned_chunks if other is not None else 0,
         wait_s=chosen.wait_s,
         own_s=chosen.own_s,
         ttft_s=chosen.ttft_s,

@@ -44,6 +44,7 @@ class Placed:
     feasible: bool
     owned_chunks: int
     cached_tokens: int
+    backup_cached_tokens: int
     own_s: float
     ttft_s: float
     shared: bool
@@ -163,6 +164,7 @@ class Placement:
         if isinstance(alone, Overload):
             raise self._overloaded(alone.wait_s)
         self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
+        self._own(prompt, alone.instance)
         return _placed(charge_id, call.request, candidates, alone, shared=False)
 
     def route_call(
@@ -269,6 +271,7 @@ def _placed(
     charge_id: str, request: ChoiceRequest, candidates: tuple[str, ...], routed: Routed, shared: bool
 ) -> Placed:
     _, cached = split_prompt(request, routed.owned_chunks)
+    _, backup_cached = split_prompt(request, routed.backup_owned_chunks)
     return Placed(
         charge_id=charge_id,
         instance=routed.instance,
@@ -278,6 +281,7 @@ def _placed(
         feasible=routed.feasible,
         owned_chunks=routed.owned_chunks,
         cached_tokens=cached,
+        backup_cached_tokens=backup_cached,
         own_s=routed.own_s,
         ttft_s=routed.ttft_s,
         shared=shared,

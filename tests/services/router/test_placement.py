@@ -7,14 +7,19 @@ import pytest
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError
+from dualmap_router.flight import Flight, Pilot
+from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placement
 from dualmap_router.prompt import Prompt
+from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.redis_functions import pack_hashes
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration
+from dualmap_wire.v1 import worker_pb2 as pb
 
 KEYS = PoolKeys("p")
 RULE = ChoiceRule()
@@ -57,6 +62,25 @@ def a_prompt(placement: Placement, text: bytes = TEXT) -> Prompt:
     return placement.prompt(text, None, "", "", None)
 
 
+class NoSink:
+    """Where nothing is answered."""
+
+    answered = False
+
+    async def head(self, status: int, headers: Sequence[pb.Header], flight: Flight) -> None: ...
+
+    async def data(self, chunk: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+    async def broken(self, message: str) -> None: ...
+
+
+async def register_all(shared: Store) -> None:
+    for name in "abc":
+        await shared.function("register", KEYS.prefix, name, b"{}", "1", 60_000)
+
+
 # The call
 
 
@@ -96,8 +120,7 @@ async def test_lost_instances_are_not_offered(shared: Store) -> None:
 
 async def test_the_same_prompt_meets_its_cache(shared: Store) -> None:
     placement = a_placement(shared)
-    for name in "abc":
-        await shared.function("register", KEYS.prefix, name, b"{}", "1", 60_000)
+    await register_all(shared)
     one = await placement.place(a_prompt(placement), 5.0, RULE)
     placement.charges.release(one.charge_id)
     two = await placement.place(a_prompt(placement), 5.0, RULE)
@@ -127,6 +150,7 @@ async def test_a_decision_made_alone_is_booked_when_the_store_can_hear(
     shared: Store, store: EmbeddedStore
 ) -> None:
     placement = a_placement(shared, deadline_ms=20.0)
+    await register_all(shared)
     store.pause()
     placed = await placement.place(a_prompt(placement), 5.0, RULE)
     assert not placed.shared
@@ -134,5 +158,25 @@ async def test_a_decision_made_alone_is_booked_when_the_store_can_hear(
     booked = await shared.command("HGETALL", KEYS.router_charges("r"), deadline_s=10.0)
     cost_us = sum(placement.charges.own_us(placed.instance))
     assert booked == [placed.charge_id.encode(), f"f {cost_us} {placed.instance}".encode()]
+    assert await shared.command("ZCARD", KEYS.own(placed.instance)) == len(TEXT) // 2048
     placement.charges.release(placed.charge_id)
     assert await shared.command("EXISTS", KEYS.charges, KEYS.router_charges("r")) == 0
+
+
+async def test_the_backups_cache_is_known(shared: Store) -> None:
+    """What both candidates hold decides where a queued request is worth moving to."""
+    placement = a_placement(shared)
+    await register_all(shared)
+    prompt = a_prompt(placement)
+    first, second = placement.rings.candidates(prompt.key(frozenset())[0])
+    for name, depth in ((first, len(prompt.hashes)), (second, 3)):
+        await shared.function("own_add", KEYS.prefix, name, "1", 1000, pack_hashes(prompt.hashes[:depth]))
+    placed = await placement.place(prompt, 5.0, RULE)
+    placement.charges.release(placed.charge_id)
+    assert (placed.instance, placed.backup) == (first, second)
+    assert placed.backup_cached_tokens == int(3 * prompt.chunk_tokens)
+    sessions = Sessions("r", "p", 1 << 20, lambda: None)
+    pilot = Pilot(placement, sessions, RouterMetrics(), max_attempts=1, timeout_s=1.0)
+    flight = Flight("id", "POST", "/v1/completions", [], b"", 0.0, NoSink(), prompt)
+    sent = pilot._submit(flight, placed).placement
+    assert (sent.backup, sent.backup_cached_tokens) == (second, placed.backup_cached_tokens)
