@@ -26,8 +26,10 @@ def ring_shares(ring: HashRing) -> dict[str, float]:
     """The exact part of the key space that each member owns."""
     shares: Counter[str] = Counter()
     positions = ring._positions
-    for before, position in zip([positions[-1] - 2**64, *positions], positions, strict=False):
-        shares[ring._owners[position]] += position - before
+    for before, position, owner in zip(
+        [positions[-1] - 2**64, *positions[:-1]], positions, ring._owners, strict=True
+    ):
+        shares[owner] += position - before
     return {name: share / 2**64 for name, share in shares.items()}
 
 

@@ -14,6 +14,7 @@ from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
 from dualmap_router.local_decision import decide_alone, local_view
 from dualmap_router.prompt import Prompt, hash_prompt
+from dualmap_router.ring_keeper import RingKeeper
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import StoreError
 from dualmap_service.registry import Member, Membership
@@ -60,12 +61,12 @@ class Placement:
         self._store = store
         self._keys = PoolKeys(settings.pool)
         self.charges = charges
-        self.rings = RingPair({})
+        self._rings = RingKeeper(self._rings_changed)
         self.splits: frozenset[int] = frozenset()
         self.split_version = 0
         self.tokens = TokenRatio()
         self.membership = Membership()
-        self._reachable: frozenset[str] = frozenset()
+        self._offered: Set[str] = frozenset()
         self._names: tuple[str, ...] = ()
         self._packed_names = b""
         self._turn = 0
@@ -88,10 +89,18 @@ class Placement:
             for name, member in membership.members.items()
             if member.takes_new_keys
         }
-        self.rings = self.rings.with_members(weights)
-        self._reachable = frozenset(reachable)
-        self._names = tuple(name for name in self.rings.members if name in self._reachable)
+        self._offered = weights.keys() & reachable
+        self._rings.follow(weights)
+
+    def _rings_changed(self) -> None:
+        # Whoever has just come is offered when the rings know it, whoever has left is not, whatever they say.
+        self._names = tuple(name for name in self.rings.members if name in self._offered)
         self._packed_names = _pack_names(self._names)
+
+    @property
+    def rings(self) -> RingPair:
+        """The rings as they are now."""
+        return self._rings.current
 
     @property
     def usable(self) -> tuple[str, ...]:

@@ -81,6 +81,11 @@ async def register_all(shared: Store) -> None:
         await shared.function("register", KEYS.prefix, name, b"{}", "1", 60_000)
 
 
+async def rings_made(placement: Placement) -> None:
+    assert placement._rings._making is not None
+    await placement._rings._making
+
+
 # The call
 
 
@@ -180,3 +185,15 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     flight = Flight("id", "POST", "/v1/completions", [], b"", 0.0, NoSink(), prompt)
     sent = pilot._submit(flight, placed).placement
     assert (sent.backup, sent.backup_cached_tokens) == (second, placed.backup_cached_tokens)
+
+
+async def test_while_rings_are_made_nobody_who_left_is_offered(shared: Store) -> None:
+    names = [f"w{i:02}" for i in range(40)]
+    placement = a_placement(shared, names)
+    assert placement.usable == ()
+    await rings_made(placement)
+    assert placement.usable == tuple(names)
+    placement.update(membership([*names[1:], "w99"]), {*names, "w99"})
+    assert placement.usable == tuple(names[1:])
+    await rings_made(placement)
+    assert placement.usable == (*names[1:], "w99")
