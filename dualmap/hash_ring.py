@@ -124,18 +124,30 @@ class RingPair:
         pair._second = self._second.with_members(members)
         return pair
 
-    def candidates(self, key: int) -> tuple[str, ...]:
+    def candidates(self, key: int, among: Set[str] | None = None) -> tuple[str, ...]:
         """The two distinct candidates of a prefix key; one only in a pool of one.
 
-        Raises EmptyPoolError when there is no member.
+        With `among`, the first of these members that the walks meet: where only some serve what is asked for,
+        each key has its fixed two of them. Raises EmptyPoolError when there is no member.
         """
         if not self.members:
             raise EmptyPoolError("no instance takes new requests")
         if len(self.members) == 1:
             return tuple(self.members)
         raw = key.to_bytes(8, "big")
+        if among is not None:
+            return self._candidates_among(raw, among)
         first = next(self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0])))
         for second in self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1])):
             if second != first:
                 return first, second
         return (first,)
+
+    def _candidates_among(self, raw: bytes, among: Set[str]) -> tuple[str, ...]:
+        among = among & self.members.keys()
+        if len(among) < 2:
+            return tuple(among)
+        walk = self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0]))
+        first = next(name for name in walk if name in among)
+        walk = self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1]))
+        return first, next(name for name in walk if name in among and name != first)

@@ -142,6 +142,30 @@ def test_the_rings_are_independent() -> None:
     assert max(pairs.values()) < 2.2 * len(KEYS) / (8 * 7)
 
 
+@pytest.mark.parametrize("num", [2, 3, 8])
+def test_candidates_among_some_are_a_fixed_and_even_pair_of_them(num: int) -> None:
+    rings = RingPair(pool(16))
+    some = {f"worker-{i}" for i in range(num)}
+    pairs = [rings.candidates(key, some) for key in KEYS]
+    assert all(set(pair) <= some and len(set(pair)) == 2 for pair in pairs)
+    held = Counter(name for pair in pairs for name in pair)
+    for name in some:
+        assert held[name] / (2 * len(KEYS)) * num == pytest.approx(1.0, abs=0.35)
+    # Whoever does not serve it may come and go.
+    grown = rings.with_members(pool(20))
+    assert [grown.candidates(key, some) for key in KEYS] == pairs
+    # And where they are all there is, nothing is different.
+    alone = RingPair(dict.fromkeys(some, 1.0))
+    assert [alone.candidates(key, some) for key in KEYS] == [alone.candidates(key) for key in KEYS] == pairs
+
+
+def test_candidates_among_one_or_none() -> None:
+    rings = RingPair(pool(4))
+    assert rings.candidates(5, {"worker-2"}) == ("worker-2",)
+    assert rings.candidates(5, {"worker-2", "elsewhere"}) == ("worker-2",)
+    assert rings.candidates(5, {"elsewhere"}) == rings.candidates(5, set()) == ()
+
+
 def test_equal_membership_keeps_the_object() -> None:
     rings = RingPair(pool(3))
     assert rings.with_members(dict(reversed(pool(3).items()))) is rings

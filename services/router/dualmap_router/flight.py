@@ -127,7 +127,7 @@ class Pilot:
                 lost.add(instance)
                 target = None
                 flight.reason = Reason.RETRY
-                if not set(self._placement.usable) - lost:
+                if not self._placement.usable_for(flight.prompt) - lost:
                     # Everything failed once: forgive, since instances come back.
                     lost.clear()
                     await asyncio.sleep(0.05 * flight.attempts)

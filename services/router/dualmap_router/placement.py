@@ -7,17 +7,16 @@ is away or late, `local_decision` stands in.
 from collections.abc import Set
 from dataclasses import dataclass
 
-from dualmap.hash_ring import RingPair
-from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt, typical_speed
+from dualmap.ttft import TokenRatio, split_prompt
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
 from dualmap_router.local_decision import decide_alone, local_view
+from dualmap_router.pool import Pool, make_offer
 from dualmap_router.prompt import Prompt, hash_prompt
-from dualmap_router.ring_keeper import RingKeeper
+from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import StoreError
-from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_wire.redis_functions import (
     Overload,
@@ -61,65 +60,24 @@ class Placement:
         self._store = store
         self._keys = PoolKeys(settings.pool)
         self.charges = charges
-        self._rings = RingKeeper(self._rings_changed)
+        self.pool = Pool()
         self.splits: frozenset[int] = frozenset()
         self.split_version = 0
         self.tokens = TokenRatio()
-        self.membership = Membership()
-        self._offered: Set[str] = frozenset()
-        self._names: tuple[str, ...] = ()
-        self._packed_names = b""
         self._turn = 0
-        self._typical = DEFAULT_SPEED
-
-    # The pool
-
-    def refresh(self, membership: Membership) -> None:
-        """Take the newest telemetry of a membership that may not have changed."""
-        self.membership = membership
-        self._typical = typical_speed(
-            member.perf.speed for member in membership.members.values() if member.perf is not None
-        )
-
-    def update(self, membership: Membership, reachable: Set[str]) -> None:
-        """Take a new membership, and which of its instances have a session."""
-        self.refresh(membership)
-        weights = {
-            name: member.registration.weight
-            for name, member in membership.members.items()
-            if member.takes_new_keys
-        }
-        self._offered = weights.keys() & reachable
-        self._rings.follow(weights)
-
-    def _rings_changed(self) -> None:
-        # Whoever has just come is offered when the rings know it, whoever has left is not, whatever they say.
-        self._names = tuple(name for name in self.rings.members if name in self._offered)
-        self._packed_names = _pack_names(self._names)
-
-    @property
-    def rings(self) -> RingPair:
-        """The rings as they are now."""
-        return self._rings.current
 
     @property
     def usable(self) -> tuple[str, ...]:
         """Instances that can be sent to now, sorted."""
-        return self._names
+        return self.pool.everyone.names
 
-    def member(self, instance: str) -> Member | None:
-        """The registry's entry of an instance."""
-        return self.membership.members.get(instance)
+    def usable_for(self, prompt: Prompt | None) -> frozenset[str]:
+        """Those of them that serve the prompt's model."""
+        return self.pool.offer(None if prompt is None else prompt.model).members
 
-    # The prompt
-
-    def prompt(
-        self, canonical: bytes, num_tokens: int | None, adapter: str, salt: str, prefix_key: str | None
-    ) -> Prompt:
-        """Hash a canonical prompt, and estimate its tokens where they are not known."""
-        if num_tokens is None:
-            num_tokens = max(1, round(len(canonical) / self.tokens.bytes_per_token))
-        return hash_prompt(self._settings, canonical, num_tokens, adapter, salt, prefix_key)
+    def prompt(self, inference: InferenceRequest, adapter: str, prefix_key: str | None) -> Prompt:
+        """Hash a request's prompt, and estimate its tokens where they are not known."""
+        return hash_prompt(self._settings, inference, adapter, prefix_key, self.tokens.bytes_per_token)
 
     # The decision
 
@@ -169,7 +127,7 @@ class Placement:
             self._own(prompt, routed.instance)
             return _placed(charge_id, call.request, candidates, routed, shared=True)
         self._turn += 1
-        alone = decide_alone(call, self.charges, self.membership, self._turn)
+        alone = decide_alone(call, self.charges, self.pool.membership, self._turn)
         if isinstance(alone, Overload):
             raise self._overloaded(alone.wait_s)
         self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
@@ -189,16 +147,18 @@ class Placement:
     ) -> tuple[RouteCall, tuple[str, ...]]:
         """The route function's arguments for a prompt, and the candidates that its rings offer."""
         key, depth = prompt.key(self.splits)
-        candidates = self.rings.candidates(key) if self.rings.members else ()
-        names, pool = self._names, self._packed_names
-        if target is not None:
-            names, pool = (target,), target.encode()
+        offer = self.pool.offer(prompt.model)
+        among = None if offer is self.pool.everyone else offer.members
+        candidates = self.pool.rings.candidates(key, among) if offer.names else ()
+        # The rebalancer does not know who serves what.
+        if target is not None and target in offer.members:
+            offer = make_offer((target,))
         elif exclude:
-            names = tuple(name for name in names if name not in exclude)
-            pool = _pack_names(names)
+            offer = offer.without(exclude)
+        names = offer.names
         if not names:
             raise unavailable("no instance of this model can be reached")
-        pair = [name for name in candidates if name in names] or [names[key % len(names)]]
+        pair = [name for name in candidates if name in offer.members] or [names[key % len(names)]]
         call = RouteCall(
             router=self._router,
             charge_id=charge_id,
@@ -208,9 +168,9 @@ class Placement:
             key_depth=depth,
             split_version=self.split_version,
             pair=pair,
-            pool=pool,
+            pool=offer.packed,
             start=key % len(names),
-            default_speed=self._typical,
+            default_speed=self.pool.typical,
             # It was let in once: that it moved or that its instance was lost must not turn it away.
             max_wait_s=self._settings.max_wait_s if first and book and target is None else 0.0,
             count=first and book and depth > 0,
@@ -239,15 +199,15 @@ class Placement:
         """Every instance as a decision would see it now."""
         try:
             reply = await self._store.function(
-                "views", self._keys.prefix, pack_hashes(prompt.hashes), _pack_names(names)
+                "views", self._keys.prefix, pack_hashes(prompt.hashes), "\n".join(names).encode()
             )
         except StoreError:
-            return [local_view(name, self.charges, self.membership, self._typical) for name in names]
-        return parse_views(reply, self._typical)
+            return [local_view(name, self.charges, self.pool.membership, self.pool.typical) for name in names]
+        return parse_views(reply, self.pool.typical)
 
     def _own(self, prompt: Prompt, instance: str) -> None:
         """Write down, off the path, that the instance will hold this prompt."""
-        member = self.member(instance)
+        member = self.pool.member(instance)
         if not prompt.hashes or member is None:
             return
         registration = member.registration
@@ -269,11 +229,6 @@ class Placement:
             "overloaded",
             retry_after_s=max(1.0, min(wait_s - self._settings.max_wait_s, 60.0)),
         )
-
-
-def _pack_names(names: tuple[str, ...]) -> bytes:
-    """Instance names as the functions take them."""
-    return "\n".join(names).encode()
 
 
 def _placed(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
 from dualmap.prefix_key import key_depth
 from dualmap.types import ChoiceRequest
+from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
 
 
@@ -12,6 +13,8 @@ from dualmap_router.settings import RouterSettings
 class Prompt:
     """What a decision needs of a prompt."""
 
+    model: str | None
+    """The name that the request gives: not every instance may serve it."""
     hashes: list[int]
     ring_key: int | None
     """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
@@ -34,20 +37,22 @@ class Prompt:
 
 def hash_prompt(
     settings: RouterSettings,
-    canonical: bytes,
-    num_tokens: int,
+    inference: InferenceRequest,
     adapter: str,
-    salt: str,
     prefix_key: str | None,
+    bytes_per_token: float,
 ) -> Prompt:
-    """Hash a canonical prompt under the pool's, the adapter's and the tenant's seed."""
-    chunk_bytes = settings.chunk_bytes
-    seed = prefix_seed(settings.pool, adapter, salt, settings.hash_secret)
+    """Hash a request's prompt under the pool's, the adapter's and the tenant's seed."""
+    canonical, chunk_bytes = inference.prompt, settings.chunk_bytes
+    seed = prefix_seed(settings.pool, adapter, inference.cache_salt, settings.hash_secret)
     hashes = chunk_hashes(canonical[: settings.max_chunks * chunk_bytes], seed, chunk_bytes)
     ring_key = None
     if prefix_key is not None:
         ring_key = short_prompt_key(prefix_key.encode(), seed)
     elif not hashes:
         ring_key = short_prompt_key(canonical, seed)
-    num_bytes = len(canonical)
-    return Prompt(hashes, ring_key, num_bytes, num_tokens, chunk_bytes * num_tokens / max(num_bytes, 1))
+    num_bytes, num_tokens = len(canonical), inference.prompt_tokens
+    if num_tokens is None:
+        num_tokens = max(1, round(num_bytes / bytes_per_token))
+    chunk_tokens = chunk_bytes * num_tokens / max(num_bytes, 1)
+    return Prompt(inference.model, hashes, ring_key, num_bytes, num_tokens, chunk_tokens)

@@ -11,6 +11,7 @@ from dualmap_router.flight import Flight, Pilot
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placement
 from dualmap_router.prompt import Prompt
+from dualmap_router.request import InferenceRequest
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_service.registry import Member, Membership
@@ -54,12 +55,16 @@ def a_placement(
     """A router's placement over instances that it can all reach."""
     settings = RouterSettings(pool="p", max_wait_s=max_wait_s, route_deadline_ms=deadline_ms)
     placement = Placement(settings, "r", shared, Charges(shared, "p", "r"))
-    placement.update(membership(names), set(names))
+    placement.pool.update(membership(names), set(names))
     return placement
 
 
 def a_prompt(placement: Placement, text: bytes = TEXT) -> Prompt:
-    return placement.prompt(text, None, "", "", None)
+    return placement.prompt(inference(text), "", None)
+
+
+def inference(text: bytes = TEXT, model: str | None = None, tokens: int | None = None) -> InferenceRequest:
+    return InferenceRequest(model, False, False, False, text, tokens, "", 0)
 
 
 class NoSink:
@@ -82,8 +87,8 @@ async def register_all(shared: Store) -> None:
 
 
 async def rings_made(placement: Placement) -> None:
-    assert placement._rings._making is not None
-    await placement._rings._making
+    assert placement.pool._rings._making is not None
+    await placement.pool._rings._making
 
 
 # The call
@@ -173,7 +178,7 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     placement = a_placement(shared)
     await register_all(shared)
     prompt = a_prompt(placement)
-    first, second = placement.rings.candidates(prompt.key(frozenset())[0])
+    first, second = placement.pool.rings.candidates(prompt.key(frozenset())[0])
     for name, depth in ((first, len(prompt.hashes)), (second, 3)):
         await shared.function("own_add", KEYS.prefix, name, "1", 1000, pack_hashes(prompt.hashes[:depth]))
     placed = await placement.place(prompt, 5.0, RULE)
@@ -193,7 +198,7 @@ async def test_while_rings_are_made_nobody_who_left_is_offered(shared: Store) ->
     assert placement.usable == ()
     await rings_made(placement)
     assert placement.usable == tuple(names)
-    placement.update(membership([*names[1:], "w99"]), {*names, "w99"})
+    placement.pool.update(membership([*names[1:], "w99"]), {*names, "w99"})
     assert placement.usable == tuple(names[1:])
     await rings_made(placement)
     assert placement.usable == (*names[1:], "w99")
