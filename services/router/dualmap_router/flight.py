@@ -267,7 +267,7 @@ class Pilot:
             return
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached_tokens.inc(end.cached_tokens)
-        self._placement.tokens = self._placement.tokens.observe(flight.prompt.num_bytes, end.prompt_tokens)
+        self._placement.count_tokens(flight.prompt, end.prompt_tokens)
 
 
 def _given_up(failed: pb.Failed) -> ApiError:

@@ -79,6 +79,11 @@ class Placement:
         """Hash a request's prompt, and estimate its tokens where they are not known."""
         return hash_prompt(self._settings, inference, adapter, prefix_key, self.tokens.bytes_per_token)
 
+    def count_tokens(self, prompt: Prompt, num_tokens: int) -> None:
+        """Learn from what an engine counted; only text tells how many bytes make a token."""
+        if prompt.is_text:
+            self.tokens = self.tokens.observe(prompt.num_bytes, num_tokens)
+
     # The decision
 
     async def place(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
 from dualmap.prefix_key import key_depth
 from dualmap.types import ChoiceRequest
+from dualmap_router.media import MEDIA_BYTES, MEDIA_TOKENS
 from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
 
@@ -22,6 +23,8 @@ class Prompt:
     num_tokens: int
     chunk_tokens: float
     """Tokens per chunk of this prompt."""
+    is_text: bool
+    """Text alone: its bytes say how many tokens it has, and its tokens how many bytes one takes."""
 
     def key(self, splits: frozenset[int]) -> tuple[int, int]:
         """(ring key, chunks in the prefix key)."""
@@ -53,6 +56,8 @@ def hash_prompt(
         ring_key = short_prompt_key(canonical, seed)
     num_bytes, num_tokens = len(canonical), inference.prompt_tokens
     if num_tokens is None:
-        num_tokens = max(1, round(num_bytes / bytes_per_token))
+        num_tokens = round((num_bytes - inference.num_media * MEDIA_BYTES) / bytes_per_token)
+        num_tokens = max(1, num_tokens + inference.num_media * MEDIA_TOKENS)
     chunk_tokens = chunk_bytes * num_tokens / max(num_bytes, 1)
-    return Prompt(inference.model, hashes, ring_key, num_bytes, num_tokens, chunk_tokens)
+    is_text = inference.prompt_tokens is None and not inference.num_media
+    return Prompt(inference.model, hashes, ring_key, num_bytes, num_tokens, chunk_tokens, is_text)

@@ -91,6 +91,14 @@ async def rings_made(placement: Placement) -> None:
     await placement.pool._rings._making
 
 
+async def test_only_text_teaches_bytes_per_token(shared: Store) -> None:
+    placement = a_placement(shared)
+    placement.count_tokens(placement.prompt(inference(tokens=3000), "", None), 6000)
+    assert placement.tokens.bytes_per_token == 4.0
+    placement.count_tokens(a_prompt(placement), 6000)
+    assert placement.tokens.bytes_per_token == 2.0
+
+
 # The call
 
 
