@@ -6,6 +6,7 @@ outage, a flush or a missed deadline which booked charges nobody waits for any m
 
 import asyncio
 import itertools
+import secrets
 from dataclasses import dataclass
 
 from dualmap_service.errors import StoreError
@@ -37,6 +38,8 @@ class Charges:
         self._store = store
         self._keys = PoolKeys(pool)
         self._router = router
+        # A router that starts again under its name finds its predecessor's charges: it must not take them for its own.
+        self._run = secrets.token_hex(4)
         self._ids = itertools.count(1)
         self._live: dict[str, _Charge] = {}
         self._feasible_us: dict[str, int] = {}
@@ -48,7 +51,7 @@ class Charges:
 
     def open(self) -> str:
         """A new charge id, not booked yet."""
-        charge_id = f"{next(self._ids):x}"
+        charge_id = f"{self._run}-{next(self._ids):x}"
         self._live[charge_id] = _Charge()
         return charge_id
 

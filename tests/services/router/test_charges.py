@@ -214,6 +214,24 @@ async def test_another_routers_charges_are_its_own(shared: Store) -> None:
     mine.release(charge_id)
 
 
+async def test_a_router_that_starts_again_tells_its_predecessors_charges_from_its_own(shared: Store) -> None:
+    before = Charges(shared, "p", "r")
+    left_behind = {(await book(shared, before))[0] for _ in range(3)}
+    after = Charges(shared, "p", "r")
+    ids = {(await book(shared, after))[0] for _ in range(3)}
+    assert not ids & left_behind
+    assert (await held(shared))[0] == 6
+    assert await after.reconcile() == 3
+    assert await held(shared) == (3, sum(live(after).values()))
+    # What the predecessor still sends for its own must not touch them.
+    for charge_id in left_behind:
+        before.release(charge_id)
+    assert await held(shared) == (3, sum(live(after).values()))
+    for charge_id in ids:
+        after.release(charge_id)
+    assert await held(shared) == (0, 0)
+
+
 async def test_without_a_store_nothing_is_reconciled(store: EmbeddedStore) -> None:
     charges = Charges(Store(store.url, "never started"), "p", "r")
     charge_id = charges.open()
