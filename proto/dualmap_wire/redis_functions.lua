@@ -50,8 +50,9 @@ local function rotate(prefix, seen, threshold, version)
   return version
 end
 
--- Counts a request along its key of `depth` chunks; mirrors PrefixCounts.observe.
-local function observe(prefix, hashes, depth, num_instances, state)
+-- Counts a request along its key of `depth` chunks; mirrors PrefixCounts.observe, but that versions follow the
+-- clock: after a flush no version comes again that a router knows with other splits.
+local function observe(prefix, hashes, depth, num_instances, state, now)
   local seen, total, version = state.seen + 1, state.total * DECAY + 1.0, state.version
   local threshold = threshold_of(total, num_instances)
   if seen % ROTATE_EVERY == 0 then version = rotate(prefix, seen, threshold, version) end
@@ -69,7 +70,9 @@ local function observe(prefix, hashes, depth, num_instances, state)
       version = version + 1
     end
   end
-  call('HSET', prefix .. 'keys', 'seen', seen, 'total', string.format('%.17g', total), 'version', version)
+  if version ~= state.version then version = math.max(version, now) end
+  call('HSET', prefix .. 'keys', 'seen', seen, 'total', string.format('%.17g', total),
+    'version', string.format('%d', version))
 end
 
 local function key_state(prefix)
@@ -301,7 +304,7 @@ local function route(keys, args)
     return estimates(others_of(request.names, start, request.pair))
   end)
   if count then
-    observe(prefix, hashes, key_depth, #request.names, state)
+    observe(prefix, hashes, key_depth, #request.names, state, now)
   end
   local ttft_us = math.floor(chosen.ttft_s * 1000000)
   local wait_us = math.floor(chosen.wait_s * 1000000)

@@ -181,6 +181,29 @@ async def test_a_decision_made_alone_is_booked_when_the_store_can_hear(
     assert await shared.command("EXISTS", KEYS.charges, KEYS.router_charges("r")) == 0
 
 
+async def test_a_flush_brings_back_the_empty_split_set(shared: Store) -> None:
+    """The router knows a later version than the store: it takes what is there, and counting starts anew."""
+    placement = a_placement(shared)
+    prompt = a_prompt(placement)
+
+    async def place() -> None:
+        placement.charges.release((await placement.place(prompt, 5.0, RULE)).charge_id)
+
+    for _ in range(20):
+        await place()
+    version = placement.split_version
+    assert placement.splits == {prompt.hashes[0]}
+    assert version > 0
+    await shared.command("FLUSHALL")
+    await place()
+    assert (placement.splits, placement.split_version) == (frozenset(), 0)
+    assert await shared.command("HGET", KEYS.key("keys"), "seen") == b"1"
+    for _ in range(20):
+        await place()
+    assert placement.splits == {prompt.hashes[0]}
+    assert placement.split_version > version
+
+
 async def test_the_backups_cache_is_known(shared: Store) -> None:
     """What both candidates hold decides where a queued request is worth moving to."""
     placement = a_placement(shared)
