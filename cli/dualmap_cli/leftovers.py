@@ -20,7 +20,7 @@ class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
     """All zero in a system at rest."""
 
     charges_s: float = 0.0
-    """Booked prefill seconds in Redis."""
+    """Booked prefill seconds in Redis; what one instance has too little does not make up for another's."""
     charges: int = 0
     """Charges by id, in Redis and in routers."""
     queued: int = 0
@@ -61,7 +61,7 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
             charges += state["live_charges"]
             running += state["in_flight"] + state["exchanges"]
     return Leftovers(
-        charges_s=sum(int(value) for value in booked) / 1e6,
+        charges_s=sum(abs(int(value)) for value in booked) / 1e6,
         charges=charges,
         queued=queued,
         sessions=running,

@@ -125,8 +125,9 @@ class Stack:
     def _child(self, name: str, *argv: str) -> str:
         log = self.logs / f"{name}.log"
         command = [sys.executable, "-m", "dualmap_cli", *argv]
-        # Settings of the person's own environment would make one demo differ from the next.
-        self.children[name] = start_child(command, name, log, env={"PYTHONUNBUFFERED": "1"})
+        self.children[name] = start_child(
+            command, name, log, env={"PYTHONUNBUFFERED": "1"}, inherited=_is_no_setting
+        )
         return name
 
     async def start_engines(self, count: int) -> list[str]:
@@ -232,6 +233,14 @@ class Stack:
                         tails = "".join(child.log_tail(600) for child in self.children.values())
                         raise StackError(f"{url} does not reach {instances} instances: {state}\n{tails}")
                     await asyncio.sleep(0.05)
+
+
+def _is_no_setting(variable: str) -> bool:
+    """Every setting is a flag here: one of the person's shell could break a part, or hide that it is ready.
+
+    The engines' key stays, since a flag would show it to everybody on the machine.
+    """
+    return not variable.startswith("DUALMAP_") or variable == "DUALMAP_WORKER_ENGINE_API_KEY"
 
 
 async def _get(http: aiohttp.ClientSession, url: str) -> dict[str, list[str]] | None:

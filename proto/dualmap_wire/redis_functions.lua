@@ -361,15 +361,18 @@ end
 -- Registry -----------------------------------------------------------------------------------------------
 
 -- A worker's heartbeat: ARGV = instance, registration, generation, lease_ms. A new generation owns nothing.
+-- Returns the version, or -1 while a later generation of the same name holds its lease: two processes that
+-- share a name would otherwise replace each other with every heartbeat.
 local function register(keys, args)
   local prefix, instance = keys[1], args[1]
+  local holder = call('GET', prefix .. 'lease:instance:' .. instance)
+  if holder and (tonumber(holder) or 0) > tonumber(args[3]) then return -1 end
   if call('HGET', prefix .. 'generations', instance) ~= args[3] then
     call('HSET', prefix .. 'generations', instance, args[3])
     call('DEL', prefix .. 'own:' .. instance)
     call('HDEL', prefix .. 'perf', instance)
   end
-  local renewed = call('EXISTS', prefix .. 'lease:instance:' .. instance) == 1
-  if call('HGET', prefix .. 'instances', instance) ~= args[2] or not renewed then
+  if call('HGET', prefix .. 'instances', instance) ~= args[2] or not holder then
     call('HSET', prefix .. 'instances', instance, args[2])
     call('INCR', prefix .. 'version')
   end

@@ -6,11 +6,12 @@ import io
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dualmap_cli.leftovers import Leftovers, settle
 from dualmap_cli.stack import Stack, StackOptions
@@ -45,19 +46,6 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """A client that waits for slow machines, but not for ever."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         yield session
-
-
-async def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
-    """The first true result of a condition, which may be a coroutine function."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        result = condition()
-        if isinstance(result, Awaitable):
-            result = await result
-        if result:
-            return result
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 async def leftovers(stack: Stack, pool: str | None = None, urls: list[str] | None = None) -> Leftovers:
@@ -170,3 +158,15 @@ async def exchange(url: str, data: bytes, eof: bool = False) -> tuple[int, bytes
         await close(writer)
     head, _, body = answer.partition(b"\r\n\r\n")
     return (int(head.split()[1]) if head else 0), body
+
+
+async def samples(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Sums of the samples by name."""
+    async with http.get(f"{url}/metrics") as response:
+        assert response.content_type == "text/plain"
+        text = await response.text()
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums

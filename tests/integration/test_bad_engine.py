@@ -11,7 +11,8 @@ import pytest
 
 from dualmap_cli.stack import Stack
 
-from .conftest import chat, error_of, eventually, leftovers, post
+from ..waiting import eventually
+from .conftest import chat, error_of, leftovers, post
 
 POOL = "odd"
 GOOD = b'{"id": "x", "object": "chat.completion", "choices": []}'

@@ -22,7 +22,8 @@ from dualmap_wire.telemetry import QUEUE_TOPIC, Registration, decode_registratio
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub, WorkerDataStub
 
-from .conftest import chat, eventually, post, unique_text
+from ..waiting import eventually
+from .conftest import chat, post, unique_text
 
 
 async def served(http: aiohttp.ClientSession, stack: Stack) -> None:

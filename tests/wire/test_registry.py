@@ -30,6 +30,18 @@ def test_a_restart_drops_what_was_known_of_the_instance(pool: WirePool) -> None:
     assert pool.owned("w1") == []
 
 
+def test_of_two_that_share_a_name_the_later_start_holds_it(pool: WirePool) -> None:
+    assert pool.register("w1", 9, b'{"old":1}') == 1
+    assert pool.register("w1", 10, b'{"new":1}') == 2
+    assert pool.register("w1", 9, b'{"old":1}') == -1
+    assert pool.members()[2] == [b"w1", b'{"new":1}', b"10", 1, b""]
+    assert pool.call("deregister", "w1", 9) == 0
+    # Once the later one is gone, a clock that ran ahead keeps nobody out.
+    pool.client.delete(pool.keys.instance_lease("w1"))
+    assert pool.register("w1", 9, b'{"old":1}') == 3
+    assert pool.members()[2] == [b"w1", b'{"old":1}', b"9", 1, b""]
+
+
 def test_deregistering_leaves_nothing_but_the_version(pool: WirePool) -> None:
     pool.register("w1", 7)
     pool.fold(pool.lead("leader"), ("w1", 7, perf()))

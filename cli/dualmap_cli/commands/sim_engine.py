@@ -21,6 +21,7 @@ from dualmap_sim.engine import (
 
 @click.command("sim-engine")
 @click.option("--engines", default=1, show_default=True, type=click.IntRange(1, 256), help="How many to run.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=0, show_default=True, help="Port of the first, then upwards; 0 takes free ones."
 )
@@ -45,6 +46,7 @@ from dualmap_sim.engine import (
 @click.option("--exit-on-crash", is_flag=True, help="/admin/crash ends this process, not just that engine.")
 def sim_engine(
     engines: int,
+    host: str,
     port: int,
     kv_port: int,
     model: str,
@@ -80,6 +82,7 @@ def sim_engine(
         EngineSpec(
             profile=_seeded(profile, index),
             model=model,
+            host=host,
             port=port + index if port else 0,
             kv_events=kv_events,
             kv_port=kv_port + 2 * index if kv_port else 0,

@@ -4,8 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -73,14 +72,12 @@ class Api:
         own = [("x-request-id", request_id)]
         try:
             if path in INFERENCE_PATHS:
-                with self._counted():
-                    await self._inference(request, response, request_id)
+                await self._counted(self._inference(request, response, request_id))
             elif not self._local(request, response):
                 if path == "/debug/explain":
                     await self._explain(request, response)
                 else:
-                    with self._counted():
-                        await self._passthrough(request, response, request_id)
+                    await self._counted(self._passthrough(request, response, request_id))
         except ApiError as error:
             self._metrics.request(_label(path), error.status)
             response.fail(error, own)
@@ -97,13 +94,12 @@ class Api:
         """Count what was answered before it was a request."""
         self._metrics.request("other", error.status)
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
         """Count a request that an engine works for."""
         self.in_flight += 1
         self.idle.clear()
         try:
-            yield
+            await work
         finally:
             self.in_flight -= 1
             if not self.in_flight:

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
+from dualmap_router.exchange import Exchange
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
 from dualmap_router.prompt import Prompt
-from dualmap_router.sessions import Exchange, Sessions
+from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
 
@@ -62,7 +63,6 @@ class Flight:
     moves: int = 0
     placed: Placed | None = None
     reason: Reason | None = None
-    ttft_s: float | None = None
     exchange: Exchange | None = None
     gone: bool = False
     timed_out: bool = False
@@ -99,6 +99,7 @@ class Pilot:
     async def fly(self, flight: Flight) -> None:
         """Bring a request to its end. Raises ApiError while nothing was sent, ClientGoneError at any time."""
         lost: set[str] = set()
+        failures = 0
         target: str | None = None
         timer = asyncio.get_running_loop().call_later(self._timeout_s, flight.time_out)
         try:
@@ -119,18 +120,21 @@ class Pilot:
                     target = verdict.target if verdict.target in self._placement.usable else None
                     flight.reason = Reason.MOVED
                     continue
-                # 2. Lost or refused before the first byte: anywhere but there.
+                # 2. Lost or refused before the first byte: anywhere but there. One that drains has not failed.
+                drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
-                if flight.attempts >= self._max_attempts:
+                failures += not drains
+                if failures >= self._max_attempts:
                     raise _given_up(verdict)
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
                 lost.add(instance)
                 target = None
                 flight.reason = Reason.RETRY
                 if not self._placement.usable_for(flight.prompt) - lost:
-                    # Everything failed once: forgive, since instances come back.
+                    # Everything failed once: forgive, since instances come back. That all drain counts as well.
                     lost.clear()
-                    await asyncio.sleep(0.05 * flight.attempts)
+                    failures += drains
+                    await asyncio.sleep(0.05 * failures)
         finally:
             timer.cancel()
             if flight.exchange is not None:
@@ -174,36 +178,24 @@ class Pilot:
                     await flight.sink.broken("the client reads too slowly")
                     raise ClientGoneError
                 continue
-            what = event.WhichOneof("what")
+            what, value = event
             if what == "data":
-                await flight.sink.data(self._joined(event, exchange))
+                await flight.sink.data(_joined(value, exchange))
             elif what == "head":
-                self._first_byte(flight, placed, event.head)
-                await flight.sink.head(event.head.status, event.head.headers, flight)
+                self._first_byte(flight, placed, value)
+                await flight.sink.head(value.status, value.headers, flight)
             elif what == "end":
-                self._usage(flight, event.end)
+                self._ended(flight, value)
                 await flight.sink.end()
                 return None
             elif what == "prefilled":
                 if placed is not None:
                     self._placement.charges.release(placed.charge_id)
             elif what == "moved":
-                return event.moved
+                moved: pb.Moved = value
+                return moved
             elif what == "failed":
-                return await self._failed(flight, event.failed)
-
-    @staticmethod
-    def _joined(event: pb.Event, exchange: Exchange) -> bytes:
-        """This chunk and those right behind it: one write for all that is here."""
-        follower = exchange.peek_data()
-        if follower is None:
-            return event.data
-        chunks = [event.data]
-        while follower is not None:
-            exchange.pop()
-            chunks.append(follower)
-            follower = exchange.peek_data()
-        return b"".join(chunks)
+                return await self._failed(flight, value)
 
     async def _failed(self, flight: Flight, failed: pb.Failed) -> pb.Failed | None:
         """A failure after the client has seen something ends the answer; before, another instance may try."""
@@ -251,23 +243,37 @@ class Pilot:
         return submit
 
     def _first_byte(self, flight: Flight, placed: Placed | None, head: pb.Head) -> None:
-        """The prefill is over: give the charge back, and compare with what was expected."""
+        """The prefill is over: give the charge back, and compare a stream's TTFT with what was expected."""
         if placed is None:
             return
         self._placement.charges.release(placed.charge_id)
-        if head.status >= 300 or flight.ttft_s is not None:
+        # A whole answer comes after its decode: that is no TTFT.
+        if not flight.streamed or head.status >= 300:
             return
-        flight.ttft_s = time.monotonic() - flight.started_s
-        self._metrics.ttft_s.observe(flight.ttft_s)
-        self._metrics.ttft_error_s.observe(abs(flight.ttft_s - placed.ttft_s))
-        (self._metrics.slo_met if flight.ttft_s <= flight.slo_s else self._metrics.slo_missed).inc()
+        ttft_s = time.monotonic() - flight.started_s
+        self._metrics.ttft_s.observe(ttft_s)
+        self._metrics.ttft_error_s.observe(abs(ttft_s - placed.ttft_s))
+        (self._metrics.slo_met if ttft_s <= flight.slo_s else self._metrics.slo_missed).inc()
 
-    def _usage(self, flight: Flight, end: pb.End) -> None:
+    def _ended(self, flight: Flight, end: pb.End) -> None:
+        self._metrics.answer_s.observe(time.monotonic() - flight.started_s)
         if flight.prompt is None or not end.prompt_tokens:
             return
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached_tokens.inc(end.cached_tokens)
         self._placement.count_tokens(flight.prompt, end.prompt_tokens)
+
+
+def _joined(data: bytes, exchange: Exchange) -> bytes:
+    """This chunk and those right behind it: one write for all that is here."""
+    more = exchange.more_data()
+    if more is None:
+        return data
+    chunks = [data]
+    while more is not None:
+        chunks.append(more)
+        more = exchange.more_data()
+    return b"".join(chunks)
 
 
 def _given_up(failed: pb.Failed) -> ApiError:

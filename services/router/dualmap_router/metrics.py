@@ -38,18 +38,27 @@ class RouterMetrics:
         )
         self.ttft_s = Histogram(
             "dualmap_ttft_seconds",
-            "From the body read to the first byte back.",
+            "From the body read to the first byte of a stream.",
             buckets=TTFT_BUCKETS,
             registry=registry,
         )
         self.ttft_error_s = Histogram(
             "dualmap_ttft_error_seconds",
-            "Absolute difference of predicted and actual TTFT.",
+            "Absolute difference of predicted and actual TTFT of streams.",
             buckets=ERROR_BUCKETS,
             registry=registry,
         )
+        self.answer_s = Histogram(
+            "dualmap_answer_seconds",
+            "From the body read to the last byte of the answer.",
+            buckets=TTFT_BUCKETS,
+            registry=registry,
+        )
         self._slo = Counter(
-            "dualmap_slo", "First bytes within and beyond their TTFT objective.", ["met"], registry=registry
+            "dualmap_slo",
+            "First bytes of streams within and beyond their TTFT objective.",
+            ["met"],
+            registry=registry,
         )
         self.slo_met = self._slo.labels("yes")
         self.slo_missed = self._slo.labels("no")

@@ -1,8 +1,8 @@
 """gRPC sessions: one long-lived stream to each worker carries all requests of this router.
 
-Frames batch: whatever is to be sent in one event-loop turn leaves together. An exchange is one attempt at
-one request; the session hands it its events. When the session is lost, every exchange on it learns so, and
-the flight decides whether the request may start elsewhere.
+Frames batch: whatever is to be sent in one event-loop turn leaves together. The session hands each exchange its
+events. When the session is lost, every exchange on it learns so, and the flight decides whether the request may start
+elsewhere.
 """
 
 import asyncio
@@ -10,11 +10,11 @@ import itertools
 import logging
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from google.protobuf.message import DecodeError
 
+from dualmap_router.exchange import Exchange
 from dualmap_router.grpc_stream import GrpcStream
 from dualmap_service.registry import Membership
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -26,75 +26,6 @@ _MAX_FRAME_BYTES = 1 << 20
 _MAX_BACKOFF_S = 2.0
 _CONNECT_S = 5.0
 _KEEPALIVE_S = 2.0
-
-
-class Exchange:
-    """One attempt at a request on one session: its events in order, at most `max_bytes` of them unread."""
-
-    __slots__ = ("_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "stream")
-
-    def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
-        self._session = session
-        self.stream = stream
-        self._events: deque[pb.Event] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._bytes = 0
-        self._max_bytes = max_bytes
-        self.ended = False
-        self.overflowed = False
-
-    def feed(self, event: pb.Event) -> None:
-        """Take an event from the session."""
-        if self.ended:
-            return
-        self._events.append(event)
-        self._bytes += len(event.data)
-        kind = event.WhichOneof("what")
-        if kind in ("end", "moved", "failed"):
-            self.ended = True
-            self._session.forget(self.stream)
-        elif self._bytes > self._max_bytes:
-            self.overflowed = True
-            self.cancel()
-        self.wake()
-
-    def wake(self) -> None:
-        """Let whoever waits look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self) -> pb.Event | None:
-        """The next event; None when the exchange was cancelled or woken with nothing to read."""
-        if not self._events:
-            if self.ended:
-                return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self.pop()
-
-    def pop(self) -> pb.Event | None:
-        """The next event that is already here."""
-        if not self._events:
-            return None
-        event = self._events.popleft()
-        self._bytes -= len(event.data)
-        return event
-
-    def peek_data(self) -> bytes | None:
-        """The bytes of the next event, if it is here and is data."""
-        if not self._events or self._events[0].WhichOneof("what") != "data":
-            return None
-        return self._events[0].data
-
-    def cancel(self) -> None:
-        """Nobody waits any more: the worker stops the request wherever it is."""
-        if not self.ended:
-            self.ended = True
-            self._session.cancel(self.stream)
-            self.wake()
 
 
 class Session:

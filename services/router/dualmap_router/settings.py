@@ -49,7 +49,7 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_in_flight: Count = 8192
     """Requests in this router at once; beyond it 429."""
     max_attempts: Count = 4
-    """How often a request is started, counting instances lost before its first byte."""
+    """How often a request is tried on instances that fail it before its first byte; one that drains has not failed."""
     request_timeout_s: Positive = 3600.0
     drain_s: NonNegative = 30.0
     """How long running answers may take after SIGTERM."""

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _LAUNCHER = """
@@ -73,8 +73,12 @@ def start_child(
     log: Path | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    inherited: Callable[[str], bool] = lambda _: True,
 ) -> Child:
-    """Start `argv`; its output goes to `log`, or nowhere. `env` is added to this process's environment."""
+    """Start `argv`; its output goes to `log`, or nowhere.
+
+    Its environment is those of this process's variables that are to be `inherited`, and `env`.
+    """
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
     sink = log.open("ab") if log is not None else None
     try:
@@ -83,7 +87,7 @@ def start_child(
             stdin=subprocess.DEVNULL,
             stdout=sink or subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={name: value for name, value in os.environ.items() if inherited(name)} | dict(env or {}),
             cwd=cwd,
             # Its own group: Ctrl-C reaches the parent only, which stops its children in order.
             process_group=0,

@@ -71,6 +71,8 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(self._failure, ServiceFailedError):
+            raise self._failure
         if self._failure is not None:
             raise ServiceFailedError(f"a background loop died: {self._failure!r}") from self._failure
 

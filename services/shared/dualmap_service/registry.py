@@ -47,16 +47,23 @@ class Lease:
         self._store = store
         self._keys = PoolKeys(registration.pool)
         self._dropped = False
+        self._refused_since_s: float | None = None
         self.registration = registration
 
+    @property
+    def taken(self) -> bool:
+        """Whether another process keeps the name: refused for longer than one that died could hold it."""
+        since_s = self._refused_since_s
+        return since_s is not None and time.monotonic() - since_s > 2 * LEASE_MS / 1000
+
     async def renew(self) -> bool:
-        """Register or renew; false while the store is away (the next try repairs it)."""
+        """Register or renew; false while the store is away or a later start holds the name."""
         if self._dropped:
             # A heartbeat right behind the farewell would bring a dead instance back for a lease's time.
             return False
         registration = self.registration
         try:
-            await self._store.function(
+            version = await self._store.function(
                 "register",
                 self._keys.prefix,
                 registration.instance,
@@ -67,6 +74,14 @@ class Lease:
         except StoreError as exc:
             log.warning("registry.lease_not_renewed", extra={"error": str(exc)})
             return False
+        if version < 0:
+            self._refused_since_s = self._refused_since_s or time.monotonic()
+            log.error(
+                "registry.name_taken",
+                extra={"instance": registration.instance, "generation": registration.generation},
+            )
+            return False
+        self._refused_since_s = None
         return True
 
     async def drop(self) -> None:

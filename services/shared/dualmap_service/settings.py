@@ -3,9 +3,13 @@
 A field `port` of the router's settings is read from `DUALMAP_ROUTER_PORT`; the fields of `SharedSettings`
 also from `DUALMAP_PORT`-like names without the service. An unknown name or a bad value stops the start and
 names itself, with the nearest known name.
+
+Kubernetes puts the address of each Service into every container: beside one named `dualmap-router` stand
+`DUALMAP_ROUTER_SERVICE_HOST`, `DUALMAP_ROUTER_PORT=tcp://10.0.0.1:8000` and the like. They are no settings.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -22,6 +26,8 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 RedisUrl = Annotated[str, msgspec.Meta(pattern="^(redis|rediss|unix)://")]
 
 SERVICES = ("router", "worker", "rebalancer")
+_KUBERNETES_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_KUBERNETES_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 _SECRETS = ("secret", "password", "token", "api_key")
 
 
@@ -65,6 +71,7 @@ def load_settings(
     """
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     shared = {field.name for field in msgspec.structs.fields(SharedSettings)}
+    environ = {name: value for name, value in environ.items() if not _from_kubernetes(name, value)}
     _reject_unknown(environ, service, set(fields), shared)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(fields, "default")
@@ -85,6 +92,13 @@ def load_settings(
     if unknown:
         raise SettingsError(f"unknown setting {sorted(unknown)[0]!r}{_nearest(sorted(unknown)[0], fields)}")
     return Loaded(kind(**values), origins)
+
+
+def _from_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable says where some Service is; a port that is a number is a setting."""
+    return _KUBERNETES_NAME.fullmatch(name) is not None or (
+        name.endswith("_PORT") and _KUBERNETES_VALUE.fullmatch(value) is not None
+    )
 
 
 def _reject_unknown(environ: Mapping[str, str], service: str, fields: set[str], shared: set[str]) -> None:

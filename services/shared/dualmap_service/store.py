@@ -69,7 +69,7 @@ class Store:
     # Calls
 
     def command(
-        self, *args: str | bytes | int | float, deadline_s: float | None = None, urgent: bool = True
+        self, *args: str | bytes | int | float, deadline_s: float | None = None
     ) -> asyncio.Future[Any]:
         """Send a command; the future holds its reply, StoreError or StoreUnavailableError."""
         loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ class Store:
             future.set_exception(StoreUnavailableError("no connection to Redis"))
             return future
         timer = loop.call_later(deadline_s or self._deadline_s, self._expire, future, True)
-        pipeline.send(args, future, timer, urgent)
+        pipeline.send(args, future, timer)
         return future
 
     def function(
@@ -93,8 +93,8 @@ class Store:
 
         It leaves with the next call, or by itself after a moment.
         """
-        future = self.command("FCALL", function_name(name), 1, prefix, *args, urgent=False)
-        future.add_done_callback(_drop)
+        if self._pipeline is not None and self._misses < _MISSES_TO_OPEN:
+            self._pipeline.send(("FCALL", function_name(name), 1, prefix, *args), None)
 
     # Connection
 
@@ -122,7 +122,7 @@ class Store:
         try:
             while pipeline is not None and pipeline is self._pipeline and self._misses >= _MISSES_TO_OPEN:
                 future: asyncio.Future[Any] = loop.create_future()
-                pipeline.send(("PING",), future, None, urgent=True)
+                pipeline.send(("PING",), future)
                 try:
                     async with asyncio.timeout(max(_PROBE_S, self._deadline_s)):
                         await future
@@ -178,9 +178,3 @@ class Store:
         except ResponseError as exc:
             if "already exists" not in str(exc):
                 raise
-
-
-def _drop(future: asyncio.Future[Any]) -> None:
-    """Take note of a failure nobody waits for, so that it is not reported as forgotten."""
-    if not future.cancelled():
-        future.exception()

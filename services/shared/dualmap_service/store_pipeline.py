@@ -30,7 +30,7 @@ class Pipeline(asyncio.Protocol):
         self._answered = answered
         self._reader = hiredis.Reader()
         self._outgoing: list[bytes] = []
-        self._pending: deque[tuple[asyncio.Future[Any], asyncio.TimerHandle | None]] = deque()
+        self._pending: deque[tuple[asyncio.Future[Any] | None, asyncio.TimerHandle | None]] = deque()
         self._flushing = False
         self._linger: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -40,15 +40,14 @@ class Pipeline(asyncio.Protocol):
     def send(
         self,
         args: tuple[str | bytes | int | float, ...],
-        future: asyncio.Future[Any],
-        timer: asyncio.TimerHandle | None,
-        urgent: bool,
+        future: asyncio.Future[Any] | None,
+        timer: asyncio.TimerHandle | None = None,
     ) -> None:
-        """Send a command; its reply resolves `future` and cancels `timer`."""
+        """Send a command; its reply resolves `future` and cancels `timer`. One without a future may linger."""
         # The stub describes a tuple of one.
         self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append((future, timer))
-        if urgent:
+        if future is not None:
             if not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
@@ -88,7 +87,7 @@ class Pipeline(asyncio.Protocol):
             future, timer = self._pending.popleft()
             if timer is not None:
                 timer.cancel()
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(StoreUnavailableError("the connection to Redis was lost"))
         if not self.lost.done():
             self.lost.set_result(None)
@@ -101,10 +100,10 @@ class Pipeline(asyncio.Protocol):
         if timer is not None:
             timer.cancel()
         if isinstance(reply, hiredis.ReplyError):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(StoreError(str(reply)))
             if "Function not found" in str(reply):
                 # FUNCTION FLUSH, or a replica without it took over: connecting again loads it.
                 self.close()
-        elif not future.done():
+        elif future is not None and not future.done():
             future.set_result(reply)

@@ -4,10 +4,10 @@ The engine is kept busy but shallow. A prefill is let in when what the engine st
 under a small budget, so that whatever waits can still be ordered and moved. Engines prefill first come,
 first served, so the requests inside that have shown no first byte form a line; its head has run since the
 previous first byte. An answer that is not streamed shows no first byte: it leaves the line when the
-estimate says so.
+estimate says so, and is taken to have been prefilled by the next first byte that shows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
@@ -17,6 +17,8 @@ from dualmap_worker.engine import EngineLoad
 
 _OVERRUN_GRACE_S = 0.05
 """A prefill this much late says nothing yet: a timer or a busy machine makes a short one look slow."""
+_MAX_UNSEEN = 16
+"""Unstreamed prefills in a row that one first byte may stand for; then the estimate is taken for seen."""
 _TOGETHER = 0.5
 """A first byte that comes within this share of its own expected prefill was computed with the one before."""
 
@@ -43,11 +45,19 @@ class Job:
     first_byte_s: float | None = None
     prefill_s: float | None = None
     group: "_Group | None" = None
+    ended: bool = False
+    computed: Prefill | None = None
+    """What its prefill was, once it has ended; None where that stays unknown."""
 
     @property
     def uncached_tokens(self) -> int:
         """Tokens that its prefill computes, as far as is known."""
         return max(self.prompt_tokens - self.cached_tokens, 1)
+
+    @property
+    def expected(self) -> Prefill:
+        """Its prefill as it was booked."""
+        return self.uncached_tokens, self.cached_tokens
 
     def own_s(self, speed: PrefillSpeed) -> float:
         """Expected prefill seconds."""
@@ -59,9 +69,15 @@ class _Group:
     """Prefills whose first bytes came together: only their sum was observed."""
 
     seconds: float = 0.0
-    expected: list[Prefill] = field(default_factory=list)
-    actual: list[Prefill] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     closed: bool = False
+
+    def add(self, jobs: Sequence[Job], seconds: float) -> None:
+        """Prefills that took so long together."""
+        self.seconds += seconds
+        for job in jobs:
+            job.group = self
+            self.jobs.append(job)
 
 
 class Admission:
@@ -79,6 +95,9 @@ class Admission:
         self.load = EngineLoad()
         self._last_first_byte_s = 0.0
         self._group = _Group()
+        self._unseen: list[Job] = []
+        self._unseen_since_s = 0.0
+        self._tells_cached = False
 
     # What is known
 
@@ -156,22 +175,30 @@ class Admission:
     def first_byte(self, job: Job, now_s: float, telling: bool = True) -> None:
         """A prefill is over: the next in line has the engine.
 
-        Only a `telling` first byte is a sample: an error came without a prefill, and an answer that is not
-        streamed with its decode (and those slower than expected have left the line before).
+        An error came without a prefill and tells nothing. An answer that is not streamed comes with its
+        decode: when its prefill ended is not seen (and those slower than expected have left the line before).
         """
         if job not in self.line:
             return
-        if not telling or not job.streamed:
-            self._leave_line(job, now_s)
+        if not telling:
+            self._leave_undone(job, now_s)
+            return
+        if not job.streamed:
+            self._leave_unseen(job, now_s)
             return
         job.first_byte_s = now_s
         since_s = job.started_s if job.started_s is not None else now_s
         job.prefill_s = max(now_s - max(since_s, self._last_first_byte_s), 0.0)
-        if job.prefill_s > _TOGETHER * job.own_s(self.tracker.speed()):
+        for ahead in self.line[: self.line.index(job)]:
+            if not ahead.streamed:
+                # First come, first served: it was prefilled sooner than the estimate says.
+                self._leave_unseen(ahead, now_s)
+                ahead.prefilled()
+        if self._unseen or job.prefill_s > _TOGETHER * job.own_s(self.tracker.speed()):
             self._close_group()
-        job.group = self._group
-        self._group.seconds += job.prefill_s
-        self._group.expected.append((job.uncached_tokens, job.cached_tokens))
+        seconds = now_s - self._unseen_since_s if self._unseen else job.prefill_s
+        self._group.add([*self._unseen, job], seconds)
+        self._unseen.clear()
         self._leave_line(job, now_s)
         if not self.line:
             self._close_group()
@@ -181,31 +208,65 @@ class Admission:
     ) -> None:
         """A request has ended, however; tokens as the engine reported them."""
         if job in self.line:
-            self._leave_line(job, now_s)
+            self._leave_undone(job, now_s)
         self.running.discard(job.request_id)
-        group = job.group
-        if group is not None and prompt_tokens > 0 and cached_tokens is not None:
-            group.actual.append((max(prompt_tokens - cached_tokens, 1), cached_tokens))
-            self._confirm(group)
+        job.ended, job.computed = True, self._computed(job, prompt_tokens, cached_tokens)
+        if job.group is not None:
+            self._confirm(job.group)
+
+    def _computed(self, job: Job, prompt_tokens: int, cached_tokens: int | None) -> Prefill | None:
+        """What a prefill was; as expected where the engine never tells, None where it might have."""
+        if cached_tokens is not None:
+            self._tells_cached = True
+        elif not self._tells_cached:
+            cached_tokens = job.cached_tokens
+            prompt_tokens = prompt_tokens or job.prompt_tokens
+        else:
+            # vLLM leaves the detail out where nothing was cached.
+            cached_tokens = 0
+        if prompt_tokens <= 0:
+            return None
+        cached_tokens = max(min(cached_tokens, prompt_tokens - 1), 0)
+        return prompt_tokens - cached_tokens, cached_tokens
 
     def _close_group(self) -> None:
         """Nothing more belongs to the latest first bytes: what they took together is a sample."""
         group, self._group = self._group, _Group()
-        if group.expected:
+        if group.jobs:
             group.closed = True
-            self.tracker = self.tracker.prefilled(group.expected, group.seconds)
+            self.tracker = self.tracker.prefilled([job.expected for job in group.jobs], group.seconds)
             self._confirm(group)
 
     def _confirm(self, group: _Group) -> None:
-        """Fit a group once the engine has told the cached tokens of all of it."""
-        if group.closed and len(group.actual) == len(group.expected):
-            self.tracker = self.tracker.confirmed(group.actual, group.seconds)
+        """Fit a group once it is known what all of it was."""
+        if not group.closed or not all(job.ended for job in group.jobs):
+            return
+        computed = [job.computed for job in group.jobs if job.computed is not None]
+        if len(computed) == len(group.jobs):
+            self.tracker = self.tracker.confirmed(computed, group.seconds)
+
+    def _leave_unseen(self, job: Job, now_s: float) -> None:
+        """An unstreamed prefill is over: the next first byte shows what both took, unless none comes."""
+        if len(self._unseen) >= _MAX_UNSEEN:
+            self._unseen.clear()
+        if not self._unseen:
+            self._unseen_since_s = self.head_since_s()
+        self._unseen.append(job)
+        self._leave_line(job, now_s)
+
+    def _leave_undone(self, job: Job, now_s: float) -> None:
+        """It takes an unknown part of a prefill with it, so what was not seen before it stays untold."""
+        self._unseen.clear()
+        self._leave_line(job, now_s)
 
     def _leave_line(self, job: Job, now_s: float) -> None:
         # Only a prefill that ended frees the engine for the next; one that left from behind changes nothing.
         if self.line[0] is job or job.first_byte_s is not None:
             self._last_first_byte_s = now_s
         self.line.remove(job)
+        if not self.line:
+            # The engine may idle from here on: what it did before cannot be told from that any more.
+            self._unseen.clear()
 
     def _unstreamed_due_s(self, now_s: float) -> float | None:
         if not self.line or self.line[0].streamed:
@@ -219,5 +280,5 @@ class Admission:
             head = self.line[0]
             if now_s < self.head_since_s() + head.own_s(self.tracker.speed()):
                 return
-            self._leave_line(head, now_s)
+            self._leave_unseen(head, now_s)
             head.prefilled()

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dualmap.queue_order import OrderRule
+from dualmap_service.addresses import advertised_host
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
 from dualmap_service.store import Store
@@ -139,7 +140,7 @@ class WorkerApp:
             info = await self._engine.info()
         except EngineError as exc:
             raise ServiceFailedError(f"the engine at {settings.engine_url} cannot be used: {exc}") from exc
-        host = settings.advertise_host or settings.host
+        host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
         return Registration(
             instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
             pool=settings.pool,
@@ -158,18 +159,22 @@ class WorkerApp:
 
     async def _drain(self) -> int:
         """Take nothing more, and give back what waits."""
-        self._requests.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._set_state("draining")
-        handed_back = self._requests.hand_back()
+        handed_back = self._requests.drain()
         log.info("worker.draining", extra={"handed_back": handed_back, "running": len(self._requests)})
         return handed_back
 
     # Loops
 
     async def _renew(self) -> None:
-        if self._lease is not None:
-            await self._lease.renew()
+        assert self._lease is not None
+        await self._lease.renew()
+        if self._lease.taken:
+            name = self._lease.registration.instance
+            raise ServiceFailedError(
+                f"another worker that started later is registered as {name!r}: set another DUALMAP_WORKER_INSTANCE"
+            )
 
     async def _set_state(self, state: str) -> None:
         if self._lease is not None and self._lease.registration.state != state:
@@ -184,18 +189,27 @@ class WorkerApp:
             self._admission.load = EngineLoad()
             self._engine_misses += 1
             if self._engine_misses == _ENGINE_MISSES:
-                log.warning("engine.away", extra={"error": str(exc)})
+                handed_back = self._requests.lose_engine()
+                log.warning("engine.away", extra={"error": str(exc), "handed_back": handed_back})
+                await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
                 await self._set_state("unready")
-            return
-        if self._engine_misses >= _ENGINE_MISSES and self._lease is not None and not self._requests.draining:
-            log.info("engine.back")
-            self._lease.registration = msgspec.structs.replace(
-                self._lease.registration, generation=_generation(), state="active"
-            )
-            await self._lease.renew()
-        self._engine_misses = 0
+        else:
+            misses, self._engine_misses = self._engine_misses, 0
+            self._requests.engine_away = False
+            if misses >= _ENGINE_MISSES and not self._requests.draining:
+                await self._engine_back()
+        # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
         if self._admission.queue:
             self._requests.pump()
+
+    async def _engine_back(self) -> None:
+        assert self._lease is not None
+        log.info("engine.back")
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._lease.registration = msgspec.structs.replace(
+            self._lease.registration, generation=_generation(), state="active"
+        )
+        await self._lease.renew()
 
     # What others see
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 import msgspec
+from multidict import CIMultiDict
 from yarl import URL
 
 from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
@@ -59,7 +60,10 @@ class _Models(msgspec.Struct):
 
 
 _models = msgspec.json.Decoder(_Models)
-_SAMPLE = re.compile(r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9][0-9.eE+-]*)", re.MULTILINE)
+_SAMPLE = re.compile(
+    r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9]{1,15}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)(?=\s|$)",
+    re.MULTILINE,
+)
 _METRICS_S = 2.0
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -99,30 +103,36 @@ class Engine:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
     ) -> AsyncIterator["EngineAnswer"]:
         """Send a request; leaving the context before the answer's end aborts it in the engine."""
+        # A header may stand there more than once; the engine's key replaces whatever a client sent.
+        sent = CIMultiDict(headers)
+        sent.update(self._key)
         try:
             async with self.http.request(
                 method,
                 # As it is: a URL that is decoded and tidied up could name another endpoint.
                 URL(self.url + path, encoded=True),
                 data=body or None,
-                headers={**headers, **self._key},
+                headers=sent,
                 allow_redirects=False,
             ) as response:
                 yield EngineAnswer(response)
+        except aiohttp.ConnectionTimeoutError as exc:
+            # A host that is gone refuses nothing, and the request never left.
+            raise EngineLostError(f"{self.url} cannot be reached: {exc!r}") from exc
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
-            raise EngineTimeoutError("the engine did not answer in time") from exc
+            raise EngineTimeoutError(f"{self.url} did not answer in time: {exc!r}") from exc
         except aiohttp.ClientResponseError as exc:
-            raise BadAnswerError(f"the engine broke HTTP: {exc.message}") from exc
+            raise BadAnswerError(f"{self.url} broke HTTP: {exc.message}") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EngineLostError(f"the engine was lost: {exc!r}") from exc
+            raise EngineLostError(f"{self.url} was lost: {exc!r}") from exc
 
     async def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether the engine says it serves."""
         try:
-            async with asyncio.timeout(timeout_s), self.request("GET", "/health", {}, b"") as answer:
+            async with asyncio.timeout(timeout_s), self.request("GET", "/health") as answer:
                 await answer.read()
                 return answer.status == 200
         except (TimeoutError, EngineLostError, EngineTimeoutError, BadAnswerError):
@@ -130,7 +140,7 @@ class Engine:
 
     async def info(self) -> EngineInfo:
         """Model, adapters and sizes; EngineLostError when the engine cannot be asked."""
-        async with self.request("GET", "/v1/models", {}, b"") as answer:
+        async with self.request("GET", "/v1/models") as answer:
             body = await answer.read()
         try:
             models = _models.decode(body).data
@@ -148,27 +158,34 @@ class Engine:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""
         try:
             # Shorter than an answer may take: a hung engine must be found out.
-            async with asyncio.timeout(_METRICS_S), self.request("GET", "/metrics", {}, b"") as answer:
+            async with asyncio.timeout(_METRICS_S), self.request("GET", "/metrics") as answer:
                 text = (await answer.read()).decode("utf-8", "replace")
         except TimeoutError as exc:
             raise EngineTimeoutError("the engine's metrics did not come in time") from exc
-        values: dict[str, float] = {}
-        kv_tokens = 0
-        for name, labels, value in _SAMPLE.findall(text):
-            values[name] = values.get(name, 0.0) + float(value)
-            if name == "vllm:cache_config_info":
-                config = dict(_LABEL.findall(labels))
-                blocks, size = config.get("num_gpu_blocks", ""), config.get("block_size", "")
-                if blocks.isdigit() and size.isdigit():
-                    kv_tokens = int(blocks) * int(size)
-        return (
-            EngineLoad(
-                running=int(values.get("vllm:num_requests_running", 0)),
-                waiting=int(values.get("vllm:num_requests_waiting", 0)),
-                kv_use=values.get("vllm:kv_cache_usage_perc", 0.0),
-            ),
-            kv_tokens,
-        )
+        return parse_metrics(text)
+
+
+def parse_metrics(text: str) -> tuple[EngineLoad, int]:
+    """(load, tokens that the KV cache holds) of an engine's metrics.
+
+    Each data-parallel rank has samples of its own: requests and room add up, but the fullest rank is the one
+    that makes a request wait.
+    """
+    values: dict[str, list[float]] = {}
+    kv_tokens = 0
+    for name, labels, value in _SAMPLE.findall(text):
+        values.setdefault(name, []).append(float(value))
+        if name == "vllm:cache_config_info":
+            config = dict(_LABEL.findall(labels))
+            blocks, size = config.get("num_gpu_blocks", ""), config.get("block_size", "")
+            if blocks.isdecimal() and size.isdecimal():
+                kv_tokens += int(blocks) * int(size)
+    load = EngineLoad(
+        running=int(sum(values.get("vllm:num_requests_running", ()))),
+        waiting=int(sum(values.get("vllm:num_requests_waiting", ()))),
+        kv_use=max(values.get("vllm:kv_cache_usage_perc", ()), default=0.0),
+    )
+    return load, kv_tokens
 
 
 class EngineAnswer:

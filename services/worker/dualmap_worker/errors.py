@@ -1,17 +1,28 @@
 """Errors of the worker: what can go wrong between it and its engine."""
 
+from typing import ClassVar
+
 
 class EngineError(Exception):
-    """The engine did not answer as an HTTP server does."""
+    """The engine did not answer as an HTTP server does; the message is for operators and may hold its address."""
+
+    public: ClassVar[str] = "the engine failed"
+    """What a client is told."""
 
 
 class EngineLostError(EngineError):
     """The engine cannot be reached, or ended the connection."""
 
+    public = "the engine was lost"
+
 
 class EngineTimeoutError(EngineError):
     """The engine sent nothing for longer than the worker waits."""
 
+    public = "the engine did not answer in time"
+
 
 class BadAnswerError(EngineError):
     """The engine sent something that is not HTTP."""
+
+    public = "the engine broke HTTP"

@@ -41,7 +41,9 @@ class Outbox:
 
     async def room(self) -> None:
         """Wait until there is room for more bytes."""
-        await self._room.wait()
+        # All who wait wake at once, and the first of them may fill it again.
+        while not self._room.is_set():
+            await self._room.wait()
 
     def close(self) -> None:
         """The session is gone: drop what waits and let writers go on into the void."""
@@ -59,10 +61,10 @@ class Outbox:
             self._ready.clear()
             self._urgent.clear()
             events, self._events = self._events, []
-            size, self._bytes = self._bytes, 0
+            self._bytes = 0
             for first in range(0, len(events), _MAX_FRAME_EVENTS):
                 await write(pb.WorkerFrame(events=events[first : first + _MAX_FRAME_EVENTS]))
-            if size > self._max_bytes:
+            if self._bytes <= self._max_bytes:
                 self._room.set()
 
     async def _settle(self) -> None:

@@ -8,16 +8,22 @@ another instance may still start it.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.admission import Admission, Job
 from dualmap_worker.engine import Engine, EngineAnswer
-from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage
 
 log = logging.getLogger(__name__)
+
+_FAILURES: Mapping[type[EngineError], "pb.Failed.Kind.ValueType"] = {
+    EngineTimeoutError: pb.Failed.TIMEOUT,
+    BadAnswerError: pb.Failed.BAD_ANSWER,
+    EngineLostError: pb.Failed.ENGINE_LOST,
+}
 
 
 class Requests:
@@ -38,6 +44,7 @@ class Requests:
         self._by_job: dict[str, Flow] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.draining = False
+        self.engine_away = False
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -52,6 +59,9 @@ class Requests:
         flow = Flow(submit, router, outbox, self)
         if self.draining:
             flow.fail(pb.Failed.DRAINING, "this worker takes no more requests")
+            return
+        if self.engine_away:
+            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
             return
         if submit.queued and len(self._admission.queue) >= self._max_queued:
             flow.fail(pb.Failed.QUEUE_FULL, "the admission queue is full")
@@ -91,13 +101,30 @@ class Requests:
         self.forget(flow)
         return True
 
-    def hand_back(self) -> int:
-        """Give every queued request back to its router; returns how many."""
+    def drain(self) -> int:
+        """Take nothing more, and give every queued request back to its router; returns how many."""
+        self.draining = True
+        return self._hand_back(pb.Failed.DRAINING, "this worker is draining")
+
+    def lose_engine(self) -> int:
+        """The engine does not answer: give back what no client has seen a byte of; returns how many.
+
+        What hangs in the engine would wait for its time-out there. Streams go on if the engine does.
+        """
+        self.engine_away = True
+        handed_back = self._hand_back(pb.Failed.ENGINE_LOST, EngineLostError.public)
+        silent = [flow for flow in self._flows.values() if flow.is_silent]
+        for flow in silent:
+            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
+            flow.abort()
+        return handed_back + len(silent)
+
+    def _hand_back(self, kind: "pb.Failed.Kind.ValueType", message: str) -> int:
         queued = list(self._admission.queue)
         for request_id in queued:
             self._admission.take(request_id)
             flow = self._by_job[request_id]
-            flow.fail(pb.Failed.DRAINING, "this worker is draining")
+            flow.fail(kind, message)
             self.forget(flow)
         return len(queued)
 
@@ -146,12 +173,10 @@ class Requests:
         """The engine behind this worker."""
         return self._engine
 
-    def drop_queued(self, flow: "Flow") -> bool:
-        """Take an aborted request off the queue; false if it is not there."""
-        if self._admission.take(flow.job.request_id) is None:
-            return False
-        self.forget(flow)
-        return True
+    def drop_queued(self, flow: "Flow") -> None:
+        """Take an aborted request off the queue."""
+        if self._admission.take(flow.job.request_id) is not None:
+            self.forget(flow)
 
     def close(self) -> None:
         """Stop the timer and every request."""
@@ -221,32 +246,38 @@ class Flow:
         else:
             self._requests.drop_queued(self)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is in the engine, which has said nothing of it yet."""
+        return self._task is not None and not self._answered
+
     async def _run(self) -> None:
         submit = self.submit
         body = ask_usage(submit.body) if submit.hide_usage else submit.body
-        headers = {header.name: header.value for header in submit.headers}
-        headers["x-request-id"] = submit.request_id
+        headers = [(h.name, h.value) for h in submit.headers if h.name.lower() != "x-request-id"]
+        headers.append(("x-request-id", submit.request_id))
         try:
             async with self._requests.engine.request(submit.method, submit.path, headers, body) as answer:
                 await self._answer(answer)
             self._end()
-        except EngineTimeoutError as exc:
-            self.fail(pb.Failed.TIMEOUT, str(exc), not self._answered)
-        except BadAnswerError as exc:
-            self.fail(pb.Failed.BAD_ANSWER, str(exc), not self._answered)
-        except EngineLostError as exc:
-            self.fail(pb.Failed.ENGINE_LOST, str(exc), not self._answered)
+        except EngineError as exc:
+            # The router passes the failure's message on to the client: the engine's address stays here.
+            log.warning(
+                "relay.engine_failed", extra={"request_id": self.job.request_id, "error": str(exc)[:500]}
+            )
+            self.fail(_FAILURES[type(exc)], exc.public, not self._answered)
 
     async def _answer(self, answer: EngineAnswer) -> None:
         """Relay the answer."""
-        tap = StreamTap(self.submit.hide_usage) if answer.is_stream else BodyTap()
+        tap = StreamTap(self.submit.hide_usage, self.submit.path) if answer.is_stream else BodyTap()
         async for chunk in answer.chunks():
             data = tap.feed(chunk)
+            if not data:
+                continue
             if not self._answered:
                 self._head(answer)
-            if data:
-                await self.outbox.room()
-                self.out(pb.Event(data=data), urgent=False)
+            await self.outbox.room()
+            self.out(pb.Event(data=data), urgent=False)
         if not self._answered:
             self._head(answer)
         rest = tap.finish()
@@ -257,6 +288,8 @@ class Flow:
     def _head(self, answer: EngineAnswer) -> None:
         """The first body byte: the prefill is over."""
         self._answered = True
+        # An engine may answer a request for a stream with a whole body, whose first byte tells of its decode.
+        self.job.streamed = self.job.streamed and answer.is_stream
         self._requests.first_byte(self, telling=answer.status < 300)
         job = self.job
         head = pb.Head(

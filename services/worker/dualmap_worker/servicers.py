@@ -40,11 +40,11 @@ class DataServicer(WorkerDataServicer):
             )
             return
         router = first.hello.router
+        # The answer to hello: the router knows that the session works both ways.
+        await context.write(pb.WorkerFrame())
         outbox = Outbox(self._max_outbox_bytes, self._coalesce_s)
         self.outboxes.add(outbox)
         log.info("session.opened", extra={"router": router})
-        # The answer to hello: the router knows that the session works both ways.
-        await context.write(pb.WorkerFrame())
         writer = asyncio.get_running_loop().create_task(outbox.drain(context.write), name=f"outbox-{router}")
         reader = asyncio.get_running_loop().create_task(
             self._read(request_iterator, router, outbox), name=f"session-{router}"

@@ -21,7 +21,7 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     """Where gRPC and telemetry listen."""
     advertise_host: str = ""
-    """The host that others reach this worker by; `host` when empty."""
+    """The host that others reach this worker by; when empty `host`, or for a wildcard the address towards Redis."""
     grpc_port: Port = 0
     telemetry_port: Port = 0
     weight: Positive = 1.0

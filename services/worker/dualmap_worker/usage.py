@@ -14,6 +14,9 @@ _MAX_TAIL_BYTES = 4096
 _MAX_EVENT_BYTES = 1 << 20
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
 _EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
+_DATA = re.compile(rb"^data:", re.MULTILINE)
+_DELTA = re.compile(rb'"type"\s*:\s*"response\.[a-z_.]+\.delta"')
+_RESPONSES = "/v1/responses"
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
@@ -68,11 +71,18 @@ def ask_usage(body: bytes) -> bytes:
 
 
 class StreamTap:
-    """Watches an SSE stream; passes whole events on, without the usage event if that is to be hidden."""
+    """Watches an SSE stream; passes whole events on, without the usage event if that is to be hidden.
 
-    def __init__(self, hide_usage: bool) -> None:
+    What an engine can send before its prefill is over waits for what it cannot: comments for data, and the
+    events that open a stream of /v1/responses for the first delta.
+    """
+
+    def __init__(self, hide_usage: bool, path: str = "") -> None:
         self._hide = hide_usage
         self._partial = b""
+        self._opening = b""
+        self._begun = False
+        self._begins = _DELTA if path.partition("?")[0] == _RESPONSES else _DATA
         self.usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -85,12 +95,21 @@ class StreamTap:
             if not end and len(data) > _MAX_EVENT_BYTES:
                 end = len(data)
             self._partial, data = data[end:], data[:end]
-        return self._without_usage(data) if b'"usage"' in data else data
+        data = self._without_usage(data) if b'"usage"' in data else data
+        return data if self._begun else self._begin(data)
 
     def finish(self) -> bytes:
-        """What is left when the stream ends inside an event."""
-        rest, self._partial = self._partial, b""
+        """What is left when the stream ends inside an event, or before it had begun."""
+        rest, self._partial = self._opening + self._partial, b""
         return self._without_usage(rest)
+
+    def _begin(self, data: bytes) -> bytes:
+        """The opening and what is behind it, once the prefill must be over."""
+        self._opening += data
+        if self._begins.search(self._opening) is None and len(self._opening) <= _MAX_EVENT_BYTES:
+            return b""
+        opening, self._opening, self._begun = self._opening, b"", True
+        return opening
 
     def _without_usage(self, data: bytes) -> bytes:
         self.usage = find_usage(data) or self.usage

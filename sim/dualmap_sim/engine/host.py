@@ -42,7 +42,7 @@ class HostedEngine:
         self.publisher = _publisher(self.spec)
         listener: socket.socket | None = None
         try:
-            listener = _listen(self.spec.port)
+            listener = _listen(self.spec.host, self.spec.port)
             self.engine = SimEngine(self.spec, self.publisher)
             app = make_app(self.engine, self._crash_soon)
             self._runner = web.AppRunner(
@@ -57,7 +57,7 @@ class HostedEngine:
             raise
         port = listener.getsockname()[1]
         self.address = EngineAddress(
-            f"http://127.0.0.1:{port}",
+            f"http://{self.spec.host}:{port}",
             port,
             self.spec.model,
             self.publisher.endpoint,
@@ -153,6 +153,7 @@ def _publisher(spec: EngineSpec) -> KvPublisher:
         return NullKvPublisher()
     return ZmqKvPublisher(
         spec.profile.block_size,
+        host=spec.host,
         port=spec.kv_port,
         replay_port=spec.kv_replay_port,
         buffer_steps=spec.kv_buffer_steps,
@@ -161,11 +162,11 @@ def _publisher(spec: EngineSpec) -> KvPublisher:
     )
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
     except OSError:
         listener.close()
         raise

@@ -147,12 +147,13 @@ class NullKvPublisher:
 
 
 class ZmqKvPublisher:
-    """Publishes on 127.0.0.1; port 0 takes a free one. `buffer_steps` batches can be replayed."""
+    """Publishes on a host; port 0 takes a free one. `buffer_steps` batches can be replayed."""
 
     def __init__(
         self,
         block_size: int,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         replay_port: int = 0,
         topic: str = "",
@@ -174,8 +175,8 @@ class ZmqKvPublisher:
             socket.linger = 0
             socket.set_hwm(100_000)
         try:
-            self.endpoint: str | None = _bind(self._pub, port)
-            self.replay_endpoint: str | None = _bind(self._replay, replay_port)
+            self.endpoint: str | None = _bind(self._pub, host, port)
+            self.replay_endpoint: str | None = _bind(self._replay, host, replay_port)
         except zmq.ZMQError:
             self.close()
             raise
@@ -218,8 +219,8 @@ class ZmqKvPublisher:
         self._context.term()
 
 
-def _bind(socket: "zmq.Socket[bytes]", port: int) -> str:
-    socket.bind(f"tcp://127.0.0.1:{port or '*'}")
+def _bind(socket: "zmq.Socket[bytes]", host: str, port: int) -> str:
+    socket.bind(f"tcp://{host}:{port or '*'}")
     endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
     if not isinstance(endpoint, bytes):
         raise zmq.ZMQBindError(f"no endpoint after binding port {port}")

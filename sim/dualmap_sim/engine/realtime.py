@@ -21,10 +21,11 @@ from dualmap_sim.engine.text import Output
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What to start: a profile, a served model, and ports of 127.0.0.1, where 0 takes a free one."""
+    """What to start: a profile, a served model, and ports of a host, where 0 takes a free one."""
 
     profile: EngineProfile = field(default_factory=EngineProfile)
     model: str = "sim-model"
+    host: str = "127.0.0.1"
     port: int = 0
     kv_events: bool = True
     kv_port: int = 0

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,22 +16,10 @@ from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import Perf, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
 
+from ...waiting import eventually
 from .recording_worker import POOL
 
 KEYS = PoolKeys(POOL)
-
-
-async def eventually(condition: Callable[[], Any], timeout_s: float = 5.0) -> Any:
-    """The first true result of a condition, which may be a coroutine function."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        result = condition()
-        if isinstance(result, Awaitable):
-            result = await result
-        if result:
-            return result
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 async def get(address: str, path: str) -> tuple[int, str]:

@@ -6,7 +6,8 @@ from dualmap.types import PrefillSpeed
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import RunningReport
 
-from .conftest import KEYS, Start, eventually, perf_of
+from ...waiting import eventually
+from .conftest import KEYS, Start, perf_of
 from .recording_worker import RecordingWorker
 
 

@@ -9,7 +9,8 @@ from dualmap_rebalancer.leadership import Leadership
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 
-from .conftest import KEYS, eventually
+from ...waiting import eventually
+from .conftest import KEYS
 from .recording_worker import POOL
 
 Candidate = Callable[..., Leadership]

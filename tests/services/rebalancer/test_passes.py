@@ -6,7 +6,8 @@ import pytest
 
 from dualmap_service.store import Store
 
-from .conftest import KEYS, Start, eventually, perf_of
+from ...waiting import eventually
+from .conftest import KEYS, Start, perf_of
 from .recording_worker import RecordingWorker, hot_queue, queued
 
 

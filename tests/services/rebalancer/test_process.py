@@ -18,7 +18,8 @@ from dualmap_service.child import Child, start_child
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 
-from .conftest import KEYS, Start, eventually, get, metric, perf_of
+from ...waiting import eventually
+from .conftest import KEYS, Start, get, metric, perf_of
 from .recording_worker import POOL, RecordingWorker, hot_queue
 
 MAIN = (sys.executable, "-m", "dualmap_rebalancer")

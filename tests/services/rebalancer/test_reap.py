@@ -6,7 +6,8 @@ from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.telemetry import Registration, encode_registration
 
-from .conftest import KEYS, Start, eventually
+from ...waiting import eventually
+from .conftest import KEYS, Start
 from .recording_worker import POOL, RecordingWorker
 
 

@@ -12,7 +12,8 @@ from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import QUEUE_TOPIC, RunningReport, encode_report
 
-from .conftest import Start, eventually, perf_of
+from ...waiting import eventually
+from .conftest import Start, perf_of
 from .recording_worker import POOL, RecordingWorker, queued
 
 

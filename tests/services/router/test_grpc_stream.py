@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dualmap_router.grpc_stream import GrpcStream
 
-from ..shared.conftest import eventually
+from ...waiting import eventually
 
 METHOD = "/test.Test/Session"
 MIB = 1 << 20

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from dualmap_service.child import start_child
 
-from .conftest import eventually
+from ...waiting import eventually
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 STUBBORN = [
@@ -17,6 +18,22 @@ STUBBORN = [
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)",
 ]
+
+
+async def test_what_is_not_to_be_inherited_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEP_A", "1")
+    monkeypatch.setenv("DROP_B", "1")
+    code = (
+        "import os; print(sorted(n for n in os.environ if n[:4] in ('KEEP', 'DROP')), 'PATH' in os.environ)"
+    )
+    child = start_child(
+        [sys.executable, "-c", code], "c", tmp_path / "log", {"DROP_C": "1"},
+        inherited=lambda name: not name.startswith("DROP"),
+    )  # fmt: skip
+    assert await child.wait(20.0) == 0
+    assert child.log_tail().strip() == "['DROP_C', 'KEEP_A'] True"
 
 
 async def test_output_status_and_environment(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dualmap_service.child import start_child
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 
-from .conftest import eventually
+from ...waiting import eventually
 
 
 async def test_every_runs_at_once_and_again() -> None:
@@ -44,6 +44,19 @@ async def test_a_loop_that_dies_stops_the_service() -> None:
     background.start(doomed(), "doomed")
     assert await wait_for(stop, 5.0)
     with pytest.raises(ServiceFailedError, match="no"):
+        await background.close()
+
+
+async def test_a_loop_that_says_why_the_service_fails_is_taken_at_its_word() -> None:
+    stop = asyncio.Event()
+    background = Background(stop)
+
+    async def taken() -> None:
+        raise ServiceFailedError("the name is taken")
+
+    background.start(taken(), "lease")
+    assert await wait_for(stop, 5.0)
+    with pytest.raises(ServiceFailedError, match=r"^the name is taken$"):
         await background.close()
 
 

@@ -1,7 +1,9 @@
 """Leases and the membership that others see of them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -9,10 +11,10 @@ import pytest
 from dualmap_service.registry import Lease, Membership, MembershipWatch
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
-from dualmap_wire.redis_keys import PoolKeys
+from dualmap_wire.redis_keys import LEASE_MS, PoolKeys
 from dualmap_wire.telemetry import Registration
 
-from .conftest import eventually
+from ...waiting import eventually
 
 KEYS = PoolKeys("p")
 
@@ -79,6 +81,44 @@ async def test_an_older_generation_drops_no_newer_one(shared: Store) -> None:
     await old.drop()
     await watch.poll()
     assert watch.current.members["a"].registration.generation == 2
+
+
+async def test_a_name_that_a_later_start_keeps_is_taken(
+    shared: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock_s = time.monotonic()
+    monkeypatch.setattr("dualmap_service.registry.time", SimpleNamespace(monotonic=lambda: clock_s))
+    watch = MembershipWatch(shared, "p")
+    old, new = Lease(shared, registration(generation=1)), Lease(shared, registration(generation=2))
+    assert await old.renew()
+    assert await new.renew()
+    assert not await old.renew()
+    assert [record.getMessage() for record in caplog.records] == ["registry.name_taken"]
+    await watch.poll()
+    assert watch.current.members["a"].registration.generation == 2
+    # A holder that died keeps it for no longer than its lease.
+    clock_s += LEASE_MS / 1000
+    assert not await old.renew()
+    assert not old.taken
+    clock_s += LEASE_MS / 1000 + 0.1
+    assert not await old.renew()
+    assert old.taken
+    await new.drop()
+    assert await old.renew()
+    assert not old.taken
+
+
+async def test_a_renewal_under_way_brings_nobody_back(shared: Store, store: EmbeddedStore) -> None:
+    watch, lease = MembershipWatch(shared, "p"), Lease(shared, registration())
+    store.pause()
+    renewal = asyncio.create_task(lease.renew())
+    await asyncio.sleep(0)
+    farewell = asyncio.create_task(lease.drop())
+    await asyncio.sleep(0.01)
+    store.resume()
+    await asyncio.gather(renewal, farewell)
+    await watch.poll()
+    assert not watch.current.members
 
 
 async def test_an_outage_leaves_the_last_known(shared: Store, store: EmbeddedStore) -> None:

@@ -38,6 +38,28 @@ def test_what_other_services_read_is_theirs() -> None:
     assert router(environ).pool == "p"
 
 
+def test_what_kubernetes_says_of_services_is_no_setting() -> None:
+    environ = {
+        f"DUALMAP{service}_{name}": value
+        for service in ("", "_ROUTER", "_WORKER", "_REBALANCER", "_REDIS", "_ROUTER_METRICS")
+        for name, value in {
+            "SERVICE_HOST": "10.0.0.1",
+            "SERVICE_PORT": "8000",
+            "SERVICE_PORT_HTTP": "8000",
+            "PORT": "tcp://10.0.0.1:8000",
+            "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+            "PORT_8000_TCP_PROTO": "tcp",
+            "PORT_8000_TCP_PORT": "8000",
+            "PORT_8000_TCP_ADDR": "10.0.0.1",
+            "PORT_53_UDP": "udp://10.0.0.1:53",
+        }.items()
+    }
+    loaded = load_settings(RouterSettings, "router", environ)
+    assert loaded.settings == RouterSettings()
+    assert set(loaded.origins.values()) == {"default"}
+    assert router({**environ, "DUALMAP_ROUTER_PORT": "81"}).port == 81
+
+
 def test_lists_and_numbers() -> None:
     assert router({"DUALMAP_ROUTER_PASSTHROUGH": "/a,/b,"}).passthrough == ("/a", "/b")
     assert router({"DUALMAP_ROUTER_PASSTHROUGH": ""}).passthrough == ()
@@ -51,6 +73,13 @@ def test_lists_and_numbers() -> None:
         ({"DUALMAP_REDIS_ULR": "1"}, {}, "DUALMAP_REDIS_ULR; did you mean DUALMAP_REDIS_URL?"),
         ({"DUALMAP_ZZZ": "1"}, {}, "unknown setting DUALMAP_ZZZ"),
         ({"DUALMAP_PORT": "1"}, {}, "unknown setting DUALMAP_PORT"),
+        ({"DUALMAP_ROUTER_PROT": "tcp://10.0.0.1:1"}, {}, "DUALMAP_ROUTER_PROT; did you"),
+        (
+            {"DUALMAP_ROUTER_HOST": "tcp://10.0.0.1:1", "DUALMAP_HOST": "x"},
+            {},
+            "unknown setting DUALMAP_HOST",
+        ),
+        ({}, {"port": "tcp://10.0.0.1:1"}, "--port"),
         ({}, {"prot": "1"}, "'prot'; did you mean port?"),
         ({"DUALMAP_ROUTER_PORT": "http"}, {}, "DUALMAP_ROUTER_PORT"),
         ({"DUALMAP_ROUTER_PORT": "70000"}, {}, "got '70000'"),

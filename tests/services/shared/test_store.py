@@ -13,7 +13,7 @@ from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import library
 from dualmap_wire.redis_keys import PoolKeys
 
-from .conftest import eventually
+from ...waiting import eventually
 
 KEYS = PoolKeys("p")
 

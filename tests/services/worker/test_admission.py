@@ -179,6 +179,77 @@ def test_a_head_that_overruns_counts_at_once() -> None:
     assert adm.busy_s(expected * 5) >= 0.0
 
 
+def run_one(adm: Admission, job: Job, now_s: float, seconds: float, *usage: int | None) -> float:
+    """A request alone in the engine, from its start to its end; returns when."""
+    adm.add(job)
+    adm.admit(now_s)
+    adm.first_byte(job, now_s + seconds)
+    adm.finish(job, now_s + seconds, *usage)  # type: ignore[arg-type]
+    return now_s + seconds
+
+
+def test_an_engine_that_never_tells_what_it_cached_is_taken_at_the_placements_word() -> None:
+    adm, seen, now_s = admission(), Started(), 0.0
+    speed = adm.tracker.speed()
+    for number in range(40):
+        job = seen.job(str(number), now_s, tokens=2000 + 500 * (number % 4))
+        job.cached_tokens = 500 * (number % 3)
+        usage = (job.prompt_tokens, None) if number % 2 else ()
+        now_s = run_one(adm, job, now_s, 3 * job.own_s(speed), *usage)
+    assert adm.tracker.fit.num_samples == 40
+    assert adm.tracker.fit.speed.prefill_s(1000, 1000) == pytest.approx(
+        3 * speed.prefill_s(1000, 1000), rel=0.05
+    )
+
+
+def test_an_engine_that_tells_leaves_out_what_is_zero() -> None:
+    """As vLLM does: no detail in the usage means that nothing was cached, whatever was expected."""
+    adm, seen = admission(), Started()
+    now_s = run_one(adm, seen.job("a", 0.0, tokens=1000), 0.0, 0.5, 1000, 500)
+    wrong = seen.job("b", now_s, tokens=1000)
+    wrong.cached_tokens = 900
+    now_s = run_one(adm, wrong, now_s, 1.0, 1000, None)
+    assert wrong.computed == (1000, 0)
+    assert adm.tracker.fit.num_samples == 2
+    # One that ended without usage was cut off: it might have told, so nobody guesses.
+    run_one(adm, seen.job("c", now_s, tokens=1000), now_s, 1.0)
+    assert adm.tracker.fit.num_samples == 2
+
+
+@pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
+def test_unstreamed_answers_between_teach_no_wrong_speed(slower: float) -> None:
+    """The engine is slower or faster than believed, and every other answer comes whole, after a long decode."""
+    adm, seen, now_s = admission(ahead=100_000), Started(), 0.0
+    speed = adm.tracker.speed()
+    jobs = [seen.job(str(k), now_s, tokens=2000 + 1000 * k, streamed=k % 2 == 1) for k in range(4)]
+    for job in jobs:
+        adm.add(job)
+    adm.admit(now_s)
+    for job in jobs:
+        now_s += slower * job.own_s(speed)
+        adm.admit(now_s)
+        if job.streamed:
+            adm.first_byte(job, now_s)
+    assert seen.prefilled == ["0", "2"]
+    for job in jobs:
+        adm.finish(job, now_s + 30.0, job.prompt_tokens, 0)
+    # One sample for each pair: its sum was seen.
+    assert adm.tracker.fit.num_samples == 2
+    for tokens in (2000, 5000):
+        expected_s = slower * speed.prefill_s(tokens, 0)
+        assert adm.tracker.fit.speed.prefill_s(tokens, 0) == pytest.approx(expected_s, rel=0.05)
+
+
+def test_unstreamed_answers_alone_teach_nothing_and_are_not_kept() -> None:
+    adm, seen, now_s = admission(ahead=100_000), Started(), 0.0
+    for number in range(200):
+        adm.add(seen.job(str(number), now_s, streamed=False))
+    while adm.queue or adm.line:
+        now_s += max(adm.admit(now_s) or 0.0, 0.001)
+    assert adm.tracker.fit.num_samples == 0
+    assert len(adm._unseen) <= 16
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["add", "take", "byte", "finish", "abort", "load", "tick"]),

@@ -110,6 +110,29 @@ async def test_a_stalled_router_makes_writers_wait() -> None:
     assert outbox.buffered_bytes == 0
 
 
+async def test_writers_that_wake_together_do_not_overfill_it() -> None:
+    outbox, router = Outbox(100, 0.0), Router()
+    most = 0
+
+    async def relay(stream: int) -> None:
+        nonlocal most
+        for _ in range(3):
+            await outbox.room()
+            outbox.put(data(stream, b"x" * 60), urgent=False)
+            most = max(most, outbox.buffered_bytes)
+
+    router.gate.clear()
+    async with draining(outbox, router.write):
+        writers = [asyncio.create_task(relay(stream)) for stream in range(20)]
+        await asyncio.sleep(0.01)
+        router.gate.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*writers)
+        await router.has(60)
+    assert most <= 160
+    assert outbox.buffered_bytes == 0
+
+
 async def test_closing_lets_writers_go_on_into_the_void() -> None:
     outbox = Outbox(10, 0.0)
     outbox.put(data(1, b"x" * 60), urgent=False)

@@ -90,6 +90,47 @@ def test_nothing_is_kept_back_between_events(line: bytes) -> None:
     assert tap.finish() == b""
 
 
+def typed(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\n".encode() + event({"type": kind, **fields})
+
+
+OPENING = [
+    typed("response.created", response={"instructions": 'say "type": "response.output_text.delta"'}),
+    typed("response.in_progress", response={}),
+    typed("response.output_item.added"),
+]
+
+
+@pytest.mark.parametrize("kind", ["response.output_text.delta", "response.function_call_arguments.delta"])
+def test_what_opens_a_response_waits_for_the_first_delta(kind: str) -> None:
+    tap = StreamTap(hide_usage=False, path="/v1/responses?x=1")
+    assert [tap.feed(part) for part in OPENING] == [b""] * 3
+    assert tap.feed(typed(kind, delta="a")) == b"".join(OPENING) + typed(kind, delta="a")
+    done = typed("response.completed", response={"usage": USAGE})
+    assert tap.feed(done) == done
+    assert (tap.finish(), tap.usage) == (b"", FOUND)
+
+
+def test_a_response_without_a_delta_comes_whole_at_its_end() -> None:
+    stream = [*OPENING, typed("response.completed", response={"usage": USAGE})]
+    tap = StreamTap(hide_usage=False, path="/v1/responses")
+    assert passed(tap, stream) == b"".join(stream)
+    assert tap.usage == FOUND
+
+
+def test_comments_alone_do_not_begin_a_stream() -> None:
+    tap = StreamTap(hide_usage=True)
+    assert tap.feed(b": ping\n\n") == b""
+    assert tap.feed(delta("a")) == b": ping\n\n" + delta("a")
+    assert tap.feed(b": ping\n\n") == b": ping\n\n"
+
+
+def test_an_opening_is_bounded() -> None:
+    tap = StreamTap(hide_usage=False, path="/v1/responses")
+    sent = b"".join(tap.feed(typed("response.created", x="x" * 300_000)) for _ in range(10))
+    assert len(sent) >= 3_000_000
+
+
 def test_usage_beside_choices_stays() -> None:
     """Some engines put usage into the last chunk with a choice: the client would have seen it anyway."""
     chunk = event({"choices": [{"index": 0, "delta": {}}], "usage": USAGE})

@@ -1,4 +1,4 @@
-"""Waiting for what will happen."""
+"""Waiting on conditions instead of sleeping."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def eventually(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+async def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
     """The first true result of a condition, which may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -1,0 +1,87 @@
+"""An exchange: one attempt at one request on a session, and the events that the worker sends back for it."""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dualmap_wire.v1 import worker_pb2 as pb
+
+if TYPE_CHECKING:
+    from dualmap_router.sessions import Session
+
+Arrived: TypeAlias = tuple[str, Any]
+"""The name of an event's field, and what is in it: bytes for `data`, else a message of worker.proto."""
+
+_LAST = frozenset(("end", "moved", "failed"))
+
+
+class Exchange:
+    """The events of one attempt in order, at most `max_bytes` of them unread."""
+
+    __slots__ = ("_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "stream")
+
+    def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
+        self._session = session
+        self.stream = stream
+        self._events: deque[Arrived] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self.ended = False
+        self.overflowed = False
+
+    def feed(self, event: pb.Event) -> None:
+        """Take an event from the session."""
+        kind = event.WhichOneof("what")
+        if self.ended or kind is None:
+            return
+        value = getattr(event, kind)
+        self._events.append((kind, value))
+        if kind == "data":
+            self._bytes += len(value)
+            if self._bytes > self._max_bytes:
+                self.overflowed = True
+                self.cancel()
+        elif kind in _LAST:
+            self.ended = True
+            self._session.forget(self.stream)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> Arrived | None:
+        """The next event; None when the exchange was cancelled or woken with nothing to read."""
+        if not self._events:
+            if self.ended:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            if not self._events:
+                return None
+        return self._pop()
+
+    def more_data(self) -> bytes | None:
+        """The bytes of the next event, if it is here and is data."""
+        if not self._events or self._events[0][0] != "data":
+            return None
+        data: bytes = self._pop()[1]
+        return data
+
+    def _pop(self) -> Arrived:
+        event = self._events.popleft()
+        if event[0] == "data":
+            self._bytes -= len(event[1])
+        return event
+
+    def cancel(self) -> None:
+        """Nobody waits any more: the worker stops the request wherever it is."""
+        if not self.ended:
+            self.ended = True
+            self._session.cancel(self.stream)
+            self.wake()

@@ -1,0 +1,54 @@
+"""`python -m dualmap_service.probe URL`: ask a service whether it is ready, for the health checks of containers.
+
+`http://host:port/path` must answer 200; `grpc://host:port` must call itself SERVING. Exits 0 when it does; else says
+why and exits 1. It imports no more than it needs: a health check runs every other second.
+"""
+
+import sys
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+_TIMEOUT_S = 1.5
+
+
+def fault(url: str) -> str | None:
+    """Why the service is not ready, or None."""
+    parts = urlsplit(url)
+    if parts.scheme == "grpc":
+        return _grpc_fault(parts.netloc)
+    if parts.scheme != "http":
+        return f"cannot probe {url!r}: it must start with http:// or grpc://"
+    try:
+        with urlopen(url, timeout=_TIMEOUT_S):
+            return None
+    except (URLError, OSError) as exc:
+        return str(exc)
+
+
+def _grpc_fault(address: str) -> str | None:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S
+            )
+        except grpc.RpcError as exc:
+            return str(exc.code().name if isinstance(exc, grpc.Call) else exc)
+    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+        return None
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    why = fault(sys.argv[1]) if len(sys.argv) == 2 else "give one URL"
+    if why is not None:
+        print(why, file=sys.stderr)  # noqa: T201 - what a health check says
+    return 0 if why is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

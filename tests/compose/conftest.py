@@ -1,0 +1,81 @@
+"""The system in containers, as compose.yaml has it: built, started once, and gone without a trace at the end."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = f"dualmap-test-{os.getpid()}"
+
+
+class Compose:
+    """`docker compose` for one project."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._environ = {**os.environ, "DUALMAP_PORT": str(port), "COMPOSE_PROJECT_NAME": PROJECT}
+
+    def run(self, *args: str, check: bool = True) -> str:
+        """Run a compose command; returns what it printed."""
+        return self._run(["docker", "compose", *args], check)
+
+    def docker(self, *args: str) -> str:
+        """Run a docker command."""
+        return self._run(["docker", *args], True)
+
+    def _run(self, command: list[str], check: bool) -> str:
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environ, text=True, capture_output=True, timeout=540, check=False
+        )
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        """Names of a service's running containers."""
+        return self.run("ps", "--format", "{{.Name}}", service).split()
+
+    def kill(self, container: str) -> None:
+        """SIGKILL, as the kernel does when memory runs out."""
+        self.docker("kill", "--signal", "KILL", container)
+
+    def up(self, *args: str) -> None:
+        """Start what does not run, and wait until all are healthy."""
+        self.run("up", "--detach", "--wait", "--wait-timeout", "120", *args)
+
+
+def left_behind() -> list[str]:
+    """Containers, networks and volumes that carry the project's label."""
+    found = []
+    for kind in (("ps", "--all"), ("network", "ls"), ("volume", "ls")):
+        command = ["docker", *kind, "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}"]
+        found += subprocess.run(command, text=True, capture_output=True, check=True).stdout.split()
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[Compose]:
+    """The system, up and healthy."""
+    assert shutil.which("docker"), "these tests need a Docker engine with the Compose plugin"
+    compose = Compose(_free_port())
+    try:
+        compose.run("build")
+        compose.up()
+        yield compose
+    except BaseException:
+        print(compose.run("ps", "--all", check=False))
+        print(compose.run("logs", "--tail", "40", check=False))
+        raise
+    finally:
+        compose.run("--profile", "*", "down", "--volumes", "--timeout", "5", check=False)
+    assert left_behind() == []

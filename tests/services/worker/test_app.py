@@ -1,0 +1,54 @@
+"""A whole worker in this process, in front of an engine on a real socket and a real store."""
+
+import asyncio
+
+import pytest
+
+from dualmap_service.lifecycle import ServiceFailedError, wait_for
+from dualmap_sim.embedded_store import EmbeddedStore
+from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_worker.app import WorkerApp
+from dualmap_worker.engine import EngineLoad
+from dualmap_worker.outbox import Outbox
+from dualmap_worker.settings import WorkerSettings
+
+from .conftest import SocketEngine, whole
+
+
+async def test_of_two_that_share_a_name_the_earlier_start_ends_and_says_why(
+    store: EmbeddedStore, socket_engine: SocketEngine
+) -> None:
+    async def says(_: asyncio.StreamWriter) -> bytes:
+        return whole(b'{"data": [{"id": "m"}]}')
+
+    socket_engine.says = says
+    settings = WorkerSettings(redis_url=store.url, engine_url=socket_engine.url, instance="w", drain_s=1.0)
+    stops = [asyncio.Event(), asyncio.Event()]
+    first = asyncio.create_task(WorkerApp(settings, stops[0]).run())
+    await asyncio.sleep(0.5)
+    second = asyncio.create_task(WorkerApp(settings, stops[1]).run())
+    assert await wait_for(stops[0], 20.0)
+    with pytest.raises(ServiceFailedError, match=r"registered as 'w'.*DUALMAP_WORKER_INSTANCE"):
+        await first
+    assert not stops[1].is_set()
+    stops[1].set()
+    await second
+
+
+async def test_what_was_held_for_an_engine_is_handed_on_when_it_is_gone() -> None:
+    app = WorkerApp(WorkerSettings(engine_url="http://127.0.0.1:1"), asyncio.Event())
+    await app._engine.open()
+    try:
+        # Full when it was last asked.
+        app._admission.load = EngineLoad(running=9, waiting=9, kv_use=1.0)
+        outbox = Outbox(1000, 0.0)
+        submit = pb.Submit(stream=1, request_id="r", method="POST", path="/v1/x", queued=True)
+        app._requests.submit(submit, "router", outbox)
+        await app._poll_engine()
+        await asyncio.wait_for(app._requests.idle.wait(), 10)
+        assert [event.failed.kind for event in outbox._events] == [pb.Failed.ENGINE_LOST]
+    finally:
+        app._requests.close()
+        app._publisher.close()
+        await app._server.stop(None)
+        await app._engine.close()
