@@ -57,7 +57,7 @@ def _dualmap(
     outside = (estimate(request, view, rule) for view in others)
     winner = min(outside, key=lambda e: e.score, default=best)
     if best.score - winner.score > rule.escape_margin * request.slo_s:
-        return Decision(winner, backup=best.instance, reason=Reason.ESCAPE)
+        return Decision(winner, best, reason=Reason.ESCAPE)
     return _from_pair(best, scored)
 
 
@@ -83,9 +83,10 @@ def _round_robin(
     rule: ChoiceRule,
     turn: int,
 ) -> Decision:
+    scored = [estimate(request, view, rule) for view in pair]
     views = sorted([*pair, *others], key=lambda view: view.instance)
-    view = views[turn % len(views)]
-    return Decision(estimate(request, view, rule), backup=_other(pair, view.instance), reason=Reason.POLICY)
+    chosen = estimate(request, views[turn % len(views)], rule)
+    return Decision(chosen, _other(scored, chosen.instance), reason=Reason.POLICY)
 
 
 def _least_loaded(
@@ -118,22 +119,23 @@ def _over_pool(
     key: Callable[[Estimate], float | tuple[float, ...]],
 ) -> Decision:
     """The instance of the pool with the smallest key."""
-    best = min((estimate(request, view, rule) for view in (*pair, *others)), key=key)
-    return Decision(best, backup=_other(pair, best.instance), reason=Reason.POLICY)
+    scored = [estimate(request, view, rule) for view in pair]
+    best = min((*scored, *(estimate(request, view, rule) for view in others)), key=key)
+    return Decision(best, _other(scored, best.instance), reason=Reason.POLICY)
 
 
-def _other(pair: Sequence[InstanceView], chosen: str) -> str | None:
+def _other(scored: Sequence[Estimate], chosen: str) -> Estimate | None:
     """The first candidate that is not the chosen instance."""
-    return next((view.instance for view in pair if view.instance != chosen), None)
+    return next((e for e in scored if e.instance != chosen), None)
 
 
 def _from_pair(chosen: Estimate, scored: Sequence[Estimate]) -> Decision:
     """A decision inside the pair, with what made the difference as its reason."""
     if len(scored) == 1:
-        return Decision(chosen, backup=None, reason=Reason.ONLY)
+        return Decision(chosen, None, reason=Reason.ONLY)
     other = next(e for e in scored if e is not chosen)
     reason = Reason.AFFINITY if chosen.owned_chunks > other.owned_chunks else Reason.LOAD
-    return Decision(chosen, backup=other.instance, reason=reason)
+    return Decision(chosen, other, reason=reason)
 
 
 Policy: TypeAlias = Callable[

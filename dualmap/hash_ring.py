@@ -12,8 +12,9 @@ rings in every process. The rings are values: `with_members` returns new ones an
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import lru_cache
+from operator import itemgetter
 
 import xxhash
 
@@ -26,6 +27,11 @@ _RING_SEEDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 _KEY_SEEDS = (0x165667B19E3779F9, 0x27D4EB2F165667C5)
 
 
+def _num_points(weight: float) -> int:
+    """How many points a weight stands for."""
+    return max(1, round(weight * VIRTUAL_POINTS))
+
+
 @lru_cache(maxsize=1024)
 def _points(instance: str, num_points: int, ring_seed: int) -> tuple[int, ...]:
     """The sorted positions of an instance on one ring."""
@@ -36,7 +42,7 @@ def _points(instance: str, num_points: int, ring_seed: int) -> tuple[int, ...]:
 
 
 class HashRing:
-    """One ring: sorted points and who owns each."""
+    """One ring: sorted points and, beside them, who owns each."""
 
     __slots__ = ("_owners", "_positions", "members", "ring_seed")
 
@@ -48,39 +54,53 @@ class HashRing:
             for point in self._points_of(instance):
                 # Names are visited in order, so a collision resolves alike everywhere.
                 owners.setdefault(point, instance)
-        self._owners = owners
         self._positions = sorted(owners)
+        self._owners = [owners[point] for point in self._positions]
 
     def with_members(self, members: Mapping[str, float]) -> "HashRing":
         """The ring over another membership, made from this one: most of its points stay where they are."""
         ring = HashRing({}, self.ring_seed)
         ring.members = dict(sorted(members.items()))
         left = {name for name, weight in self.members.items() if ring.members.get(name) != weight}
-        owners = {point: name for point, name in self._owners.items() if name not in left}
-        kept = len(owners)
-        joined = [name for name, weight in ring.members.items() if self.members.get(name) != weight]
-        for instance in joined:
-            owners.update(dict.fromkeys(ring._points_of(instance), instance))
-        if len(owners) != sum(len(ring._points_of(name)) for name in ring.members):
+        joined = {name for name, weight in ring.members.items() if self.members.get(name) != weight}
+        if len(joined) > len(ring.members) // 2:
+            return HashRing(members, self.ring_seed)
+        self._splice_into(ring, left, joined)
+        if len(ring._positions) != sum(_num_points(weight) for weight in ring.members.values()):
             # Two points collide: only a ring made afresh gives the collision to the same owner everywhere.
             return HashRing(members, self.ring_seed)
-        ring._owners = owners
-        stay = [point for point in self._positions if point in owners] if left else self._positions
-        # Sorting two sorted runs is a merge.
-        ring._positions = stay if kept == len(owners) else sorted(stay + sorted(list(owners)[kept:]))
         return ring
 
+    def _splice_into(self, ring: "HashRing", left: Set[str], joined: Set[str]) -> None:
+        """Copy the runs between the points that go and come: the work is in a few thousand slices, not in points."""
+        changes: list[tuple[int, str | None]]
+        changes = [(point, None) for name in left for point in self._points_of(name)]
+        changes += [(point, name) for name in joined for point in ring._points_of(name)]
+        at = 0
+        for point, owner in sorted(changes, key=itemgetter(0)):
+            cut = bisect_left(self._positions, point, at)
+            ring._positions += self._positions[at:cut]
+            ring._owners += self._owners[at:cut]
+            at = cut
+            if owner is not None:
+                ring._positions.append(point)
+                ring._owners.append(owner)
+            elif at < len(self._positions) and self._positions[at] == point:
+                at += 1
+        ring._positions += self._positions[at:]
+        ring._owners += self._owners[at:]
+
     def _points_of(self, instance: str) -> tuple[int, ...]:
-        return _points(instance, max(1, round(self.members[instance] * VIRTUAL_POINTS)), self.ring_seed)
+        return _points(instance, _num_points(self.members[instance]), self.ring_seed)
 
     def walk(self, position: int) -> Iterator[str]:
         """Owners of the points from `position` on, once around; instances repeat."""
-        positions, owners = self._positions, self._owners
-        start = bisect_left(positions, position)
-        for index in range(start, len(positions)):
-            yield owners[positions[index]]
+        owners = self._owners
+        start = bisect_left(self._positions, position)
+        for index in range(start, len(owners)):
+            yield owners[index]
         for index in range(start):
-            yield owners[positions[index]]
+            yield owners[index]
 
 
 class RingPair:
@@ -104,18 +124,30 @@ class RingPair:
         pair._second = self._second.with_members(members)
         return pair
 
-    def candidates(self, key: int) -> tuple[str, ...]:
+    def candidates(self, key: int, among: Set[str] | None = None) -> tuple[str, ...]:
         """The two distinct candidates of a prefix key; one only in a pool of one.
 
-        Raises EmptyPoolError when there is no member.
+        With `among`, the first of these members that the walks meet: where only some serve what is asked for,
+        each key has its fixed two of them. Raises EmptyPoolError when there is no member.
         """
         if not self.members:
             raise EmptyPoolError("no instance takes new requests")
         if len(self.members) == 1:
             return tuple(self.members)
         raw = key.to_bytes(8, "big")
+        if among is not None:
+            return self._candidates_among(raw, among)
         first = next(self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0])))
         for second in self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1])):
             if second != first:
                 return first, second
         return (first,)
+
+    def _candidates_among(self, raw: bytes, among: Set[str]) -> tuple[str, ...]:
+        among = among & self.members.keys()
+        if len(among) < 2:
+            return tuple(among)
+        walk = self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0]))
+        first = next(name for name in walk if name in among)
+        walk = self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1]))
+        return first, next(name for name in walk if name in among and name != first)

@@ -123,11 +123,16 @@ class Decision:
     """Where a request goes and why."""
 
     chosen: Estimate
-    backup: str | None
-    """The instance to move to first: the other candidate, or after an escape the better of the pair."""
+    other: Estimate | None
+    """Where to move to first: the other candidate, or after an escape the better of the pair."""
     reason: Reason
 
     @property
     def instance(self) -> str:
         """The chosen instance."""
         return self.chosen.instance
+
+    @property
+    def backup(self) -> str | None:
+        """The instance to move to first."""
+        return self.other.instance if self.other is not None else None

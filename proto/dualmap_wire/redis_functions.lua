@@ -50,8 +50,9 @@ local function rotate(prefix, seen, threshold, version)
   return version
 end
 
--- Counts a request along its key of `depth` chunks; mirrors PrefixCounts.observe.
-local function observe(prefix, hashes, depth, num_instances, state)
+-- Counts a request along its key of `depth` chunks; mirrors PrefixCounts.observe, but that versions follow the
+-- clock: after a flush no version comes again that a router knows with other splits.
+local function observe(prefix, hashes, depth, num_instances, state, now)
   local seen, total, version = state.seen + 1, state.total * DECAY + 1.0, state.version
   local threshold = threshold_of(total, num_instances)
   if seen % ROTATE_EVERY == 0 then version = rotate(prefix, seen, threshold, version) end
@@ -69,7 +70,9 @@ local function observe(prefix, hashes, depth, num_instances, state)
       version = version + 1
     end
   end
-  call('HSET', prefix .. 'keys', 'seen', seen, 'total', string.format('%.17g', total), 'version', version)
+  if version ~= state.version then version = math.max(version, now) end
+  call('HSET', prefix .. 'keys', 'seen', seen, 'total', string.format('%.17g', total),
+    'version', string.format('%d', version))
 end
 
 local function key_state(prefix)
@@ -144,6 +147,8 @@ end
 
 -- Policies -----------------------------------------------------------------------------------------------
 
+-- A policy returns the chosen estimate, the backup's (nil for none) and the reason.
+
 -- The first estimate with the smallest key (and, among equals, the smallest second key).
 local function smallest(list, key, second)
   local best = list[1]
@@ -155,16 +160,15 @@ local function smallest(list, key, second)
 end
 
 local function from_pair(chosen, scored)
-  if #scored == 1 then return chosen, '', 'only' end
+  if #scored == 1 then return chosen, nil, 'only' end
   local other = scored[1] == chosen and scored[2] or scored[1]
-  return chosen, other.instance, chosen.owned > other.owned and 'affinity' or 'load'
+  return chosen, other, chosen.owned > other.owned and 'affinity' or 'load'
 end
 
-local function other_of(request, chosen)
-  for _, name in ipairs(request.pair) do
-    if name ~= chosen then return name end
+local function other_of(scored, chosen)
+  for _, e in ipairs(scored) do
+    if e ~= chosen then return e end
   end
-  return ''
 end
 
 local policies = {}
@@ -176,7 +180,7 @@ policies['dualmap'] = function(request, scored, others)
   if #pool > 0 then
     local winner = smallest(pool, 'score')
     if best.score - winner.score > request.escape_margin * request.slo_s then
-      return winner, best.instance, 'escape'
+      return winner, best, 'escape'
     end
   end
   return from_pair(best, scored)
@@ -194,7 +198,7 @@ local function over_pool(request, scored, others, key, second)
   for _, e in ipairs(others()) do all[#all + 1] = e end
   for _, e in ipairs(all) do e.unowned = -e.owned end
   local best = smallest(all, key, second)
-  return best, other_of(request, best.instance), 'policy'
+  return best, other_of(scored, best), 'policy'
 end
 
 policies['least-loaded'] = function(request, scored, others)
@@ -210,7 +214,7 @@ policies['round-robin'] = function(request, scored, others)
   local all, name = { unpack(scored) }, request.names[request.turn % #request.names + 1]
   for _, e in ipairs(others()) do all[#all + 1] = e end
   for _, e in ipairs(all) do
-    if e.instance == name then return e, other_of(request, name), 'policy' end
+    if e.instance == name then return e, other_of(scored, e), 'policy' end
   end
 end
 
@@ -238,6 +242,22 @@ local function release_one(prefix, router_key, charge)
   return 1
 end
 
+-- Booking a charge again replaces it: a repeated call must not leave seconds that nobody releases.
+local function book_one(prefix, router, charge, class, us, instance)
+  local router_key = prefix .. 'charges:' .. router
+  release_one(prefix, router_key, charge)
+  call('HINCRBY', prefix .. 'charges', class .. ':' .. instance, us)
+  call('HSET', router_key, charge, class .. ' ' .. us .. ' ' .. instance)
+  -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
+  if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
+end
+
+-- Books what was decided without `route`: ARGV = router, then per charge its id, class, microseconds, instance.
+local function book(keys, args)
+  for i = 2, #args, 4 do book_one(keys[1], args[1], args[i], args[i + 1], args[i + 2], args[i + 3]) end
+  return (#args - 1) / 4
+end
+
 -- Releases charges, each at most once: ARGV = router, charge...
 local function release(keys, args)
   local prefix, released = keys[1], 0
@@ -250,7 +270,8 @@ end
 
 -- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
 -- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
--- Returns {'ok', instance, backup, reason, feasible, owned chunks, wait, own and TTFT in microseconds, now_us}
+-- Returns {'ok', instance, backup, reason, feasible, owned chunks, the backup's owned chunks, wait, own and TTFT
+-- in microseconds, now_us}
 -- or {'stale', version, split...} or {'overload', wait in microseconds}.
 local function route(keys, args)
   local prefix, hashes = keys[1], args[2]
@@ -261,7 +282,7 @@ local function route(keys, args)
   }
   for name in string.gmatch(args[3], '[^\n]+') do request.names[#request.names + 1] = name end
   local router, charge, policy, key_depth = a[1], a[2], a[3], a[12]
-  local count, book, start, max_wait_s, speed = a[15], a[16], a[13], a[17], a[18]
+  local count, books, start, max_wait_s, speed = a[15], a[16], a[13], a[17], a[18]
 
   local state = key_state(prefix)
   if count and state.version ~= a[11] then
@@ -277,31 +298,22 @@ local function route(keys, args)
   end
   if policy == 'round-robin' then
     request.turn = tonumber(call('GET', prefix .. 'turn') or 0)
-    if book then call('INCR', prefix .. 'turn') end
+    if books then call('INCR', prefix .. 'turn') end
   end
   local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
     return estimates(others_of(request.names, start, request.pair))
   end)
   if count then
-    observe(prefix, hashes, key_depth, #request.names, state)
+    observe(prefix, hashes, key_depth, #request.names, state, now)
   end
   local ttft_us = math.floor(chosen.ttft_s * 1000000)
   local wait_us = math.floor(chosen.wait_s * 1000000)
   if max_wait_s > 0 and chosen.wait_s > max_wait_s then return { 'overload', wait_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
-  if book then
-    local class = chosen.feasible and 'f' or 'i'
-    local router_key = prefix .. 'charges:' .. router
-    -- Booking a charge again replaces it: a repeated call must not leave seconds that nobody releases.
-    release_one(prefix, router_key, charge)
-    call('HINCRBY', prefix .. 'charges', class .. ':' .. chosen.instance, own_us)
-    call('HSET', router_key, charge, class .. ' ' .. own_us .. ' ' .. chosen.instance)
-    -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
-    if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
-  end
+  if books then book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance) end
   return {
-    'ok', chosen.instance, backup, reason, chosen.feasible and 1 or 0, chosen.owned,
-    wait_us, own_us, ttft_us, now,
+    'ok', chosen.instance, backup and backup.instance or '', reason, chosen.feasible and 1 or 0, chosen.owned,
+    backup and backup.owned or 0, wait_us, own_us, ttft_us, now,
   }
 end
 
@@ -473,6 +485,7 @@ end
 
 -- One by one: the load phase has no standard library to loop with.
 redis.register_function('route_@SUFFIX@', route)
+redis.register_function('book_@SUFFIX@', book)
 redis.register_function('release_@SUFFIX@', release)
 redis.register_function('own_add_@SUFFIX@', own_add)
 redis.register_function('register_@SUFFIX@', register)

@@ -104,6 +104,7 @@ class Routed:
     reason: Reason
     feasible: bool
     owned_chunks: int
+    backup_owned_chunks: int
     wait_s: float
     own_s: float
     ttft_s: float
@@ -129,13 +130,14 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     try:
         kind = reply[0]
         if kind == b"ok":
-            _, instance, backup, reason, feasible, owned, wait_us, own_us, ttft_us, _now = reply
+            _, instance, backup, reason, feasible, owned, backup_owned, wait_us, own_us, ttft_us, _now = reply
             return Routed(
                 instance=instance.decode(),
                 backup=backup.decode() or None,
                 reason=Reason(reason.decode()),
                 feasible=feasible == 1,
                 owned_chunks=owned,
+                backup_owned_chunks=backup_owned,
                 wait_s=wait_us / 1e6,
                 own_s=own_us / 1e6,
                 ttft_s=ttft_us / 1e6,

@@ -11,7 +11,7 @@
 | charges:<r> | hash | charge id -> class, microseconds, instance | functions | until released or reaped |
 | perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |
 | own:<i> | sorted set | chunk hash -> last use, microseconds | router (expected), rebalancer (confirmed) | dies with the generation |
-| keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits | route function | bounded by count |
+| keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits; its version follows the clock | route function | bounded by count |
 | turn | counter | decisions of `round-robin` | route function | for ever |
 | leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
 | stats | hash | moves, reaps, folds | rebalancer | for ever |

@@ -32,6 +32,13 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     adapters: tuple[str, ...] = ()
     max_model_len: int = 0
     bytes_per_token: float = 4.0
+    aliases: tuple[str, ...] = ()
+    """Further names of the model."""
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """Every name that a request may give: the model, its other names and its adapters."""
+        return (self.model, *self.aliases, *self.adapters)
 
 
 class RunningReport(msgspec.Struct, frozen=True, kw_only=True):

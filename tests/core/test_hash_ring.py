@@ -26,8 +26,10 @@ def ring_shares(ring: HashRing) -> dict[str, float]:
     """The exact part of the key space that each member owns."""
     shares: Counter[str] = Counter()
     positions = ring._positions
-    for before, position in zip([positions[-1] - 2**64, *positions], positions, strict=False):
-        shares[ring._owners[position]] += position - before
+    for before, position, owner in zip(
+        [positions[-1] - 2**64, *positions[:-1]], positions, ring._owners, strict=True
+    ):
+        shares[owner] += position - before
     return {name: share / 2**64 for name, share in shares.items()}
 
 
@@ -138,6 +140,30 @@ def test_the_rings_are_independent() -> None:
     pairs = Counter(rings.candidates(key) for key in KEYS)
     assert len(pairs) == 8 * 7
     assert max(pairs.values()) < 2.2 * len(KEYS) / (8 * 7)
+
+
+@pytest.mark.parametrize("num", [2, 3, 8])
+def test_candidates_among_some_are_a_fixed_and_even_pair_of_them(num: int) -> None:
+    rings = RingPair(pool(16))
+    some = {f"worker-{i}" for i in range(num)}
+    pairs = [rings.candidates(key, some) for key in KEYS]
+    assert all(set(pair) <= some and len(set(pair)) == 2 for pair in pairs)
+    held = Counter(name for pair in pairs for name in pair)
+    for name in some:
+        assert held[name] / (2 * len(KEYS)) * num == pytest.approx(1.0, abs=0.35)
+    # Whoever does not serve it may come and go.
+    grown = rings.with_members(pool(20))
+    assert [grown.candidates(key, some) for key in KEYS] == pairs
+    # And where they are all there is, nothing is different.
+    alone = RingPair(dict.fromkeys(some, 1.0))
+    assert [alone.candidates(key, some) for key in KEYS] == [alone.candidates(key) for key in KEYS] == pairs
+
+
+def test_candidates_among_one_or_none() -> None:
+    rings = RingPair(pool(4))
+    assert rings.candidates(5, {"worker-2"}) == ("worker-2",)
+    assert rings.candidates(5, {"worker-2", "elsewhere"}) == ("worker-2",)
+    assert rings.candidates(5, {"elsewhere"}) == rings.candidates(5, set()) == ()
 
 
 def test_equal_membership_keeps_the_object() -> None:

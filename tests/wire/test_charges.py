@@ -130,6 +130,20 @@ class ChargeMachine(RuleBasedStateMachine):
     def book(self, router: str, charge: str, tokens: int) -> None:
         self.held[router, charge] = booked(self.pool, charge, router, tokens).instance
 
+    @rule(
+        router=routers,
+        charges=st.lists(ids, max_size=3),
+        kind=st.sampled_from("fi"),
+        us=st.integers(1, 10**8),
+        name=st.sampled_from(NAMES),
+    )
+    def book_what_was_decided_alone(
+        self, router: str, charges: list[str], kind: str, us: int, name: str
+    ) -> None:
+        flat = [arg for charge in charges for arg in (charge, kind, us, name)]
+        assert self.pool.call("book", router, *flat) == len(charges)
+        self.held |= {(router, charge): name for charge in charges}
+
     @rule(router=routers, charges=st.lists(ids, max_size=5))
     def release(self, router: str, charges: list[str]) -> None:
         gone = [self.held.pop((router, charge), None) for charge in charges]

@@ -33,7 +33,7 @@ from dualmap_wire.redis_functions import (
 )
 from tests.wire.pool import SPEED, WirePool
 
-OK = [b"ok", b"w1", b"w2", b"load", 1, 3, 1_500_000, 250_000, 1_750_000, 123]
+OK = [b"ok", b"w1", b"w2", b"load", 1, 3, 2, 1_500_000, 250_000, 1_750_000, 123]
 VIEW = [b"w1", 1_000_000, 500_000, 3, b""]
 U64 = st.integers(0, 2**64 - 1)
 
@@ -105,8 +105,8 @@ def test_route_arguments_are_these_bytes() -> None:
 
 
 def test_replies_of_route() -> None:
-    assert parse_route(OK) == Routed("w1", "w2", Reason.LOAD, True, 3, 1.5, 0.25, 1.75)
-    alone = parse_route([b"ok", b"w1", b"", b"only", 0, 0, 0, 1, 1, 123])
+    assert parse_route(OK) == Routed("w1", "w2", Reason.LOAD, True, 3, 2, 1.5, 0.25, 1.75)
+    alone = parse_route([b"ok", b"w1", b"", b"only", 0, 0, 0, 0, 1, 1, 123])
     assert isinstance(alone, Routed) and alone.backup is None and not alone.feasible
     assert parse_route([b"stale", 0]) == StaleSplits(0, frozenset())
     assert parse_route([b"stale", 4, b"\0" * 7 + b"\x05"]) == StaleSplits(4, frozenset({5}))
@@ -127,8 +127,8 @@ def test_replies_of_route() -> None:
         [b"ok", 5, *OK[2:]],
         [b"ok", b"\xff", *OK[2:]],
         [*OK[:3], b"whim", *OK[4:]],
-        [*OK[:6], None, *OK[7:]],
-        [*OK[:6], b"soon", *OK[7:]],
+        [*OK[:7], None, *OK[8:]],
+        [*OK[:7], b"soon", *OK[8:]],
         [b"stale"],
         [b"stale", None],
         [b"stale", 1, 5],
@@ -143,7 +143,7 @@ def test_bad_replies_of_route(reply: Any) -> None:
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=9) | st.text(max_size=5)
-GARBAGE = PLAIN | st.lists(PLAIN, max_size=11) | st.dictionaries(PLAIN, PLAIN, max_size=2)
+GARBAGE = PLAIN | st.lists(PLAIN, max_size=12) | st.dictionaries(PLAIN, PLAIN, max_size=2)
 
 
 @given(reply=GARBAGE | st.tuples(st.sampled_from([b"ok", b"stale", b"overload"]), PLAIN, PLAIN).map(list))

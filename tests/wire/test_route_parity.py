@@ -131,6 +131,7 @@ def check(got: Routed, expected: Decision) -> None:
     assert (got.instance, got.backup, got.reason) == (expected.instance, expected.backup, expected.reason)
     chosen = expected.chosen
     assert (got.feasible, got.owned_chunks) == (chosen.feasible, chosen.owned_chunks)
+    assert got.backup_owned_chunks == (expected.other.owned_chunks if expected.other is not None else 0)
     # Whole microseconds, rounded down.
     for got_s, expected_s in (
         (got.wait_s, chosen.wait_s),

@@ -59,11 +59,12 @@ REGISTRATION = Registration(
     telemetry_address="tcp://127.0.0.1:2",
     generation=3,
     adapters=("lora",),
+    aliases=("m-v2",),
 )
 REGISTRATION_BYTES = (
     b'{"instance":"w1","pool":"p","model":"m","grpc_address":"127.0.0.1:1",'
     b'"telemetry_address":"tcp://127.0.0.1:2","generation":3,"weight":1.0,"state":"active",'
-    b'"kv_tokens":0,"adapters":["lora"],"max_model_len":0,"bytes_per_token":4.0}'
+    b'"kv_tokens":0,"adapters":["lora"],"max_model_len":0,"bytes_per_token":4.0,"aliases":["m-v2"]}'
 )
 
 
@@ -78,6 +79,7 @@ def test_a_report_is_these_bytes_both_ways() -> None:
 def test_a_registration_is_these_bytes_both_ways() -> None:
     assert encode_registration(REGISTRATION) == REGISTRATION_BYTES
     assert decode_registration(REGISTRATION_BYTES) == REGISTRATION
+    assert REGISTRATION.serves == ("m", "m-v2", "lora")
 
 
 def as_map(payload: bytes) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def test_another_releases_fields_are_ignored_and_defaults_fill_in() -> None:
         del older[name]
     assert decode_report(msgpack.packb(older)).running is None
     assert decode_registration(REGISTRATION_BYTES.replace(b'"weight":1.0,', b"")) == REGISTRATION
+    assert decode_registration(REGISTRATION_BYTES.replace(b',"aliases":["m-v2"]', b"")).aliases == ()
 
 
 @pytest.mark.parametrize("name", [f.name for f in msgspec.structs.fields(QueueReport) if f.required])

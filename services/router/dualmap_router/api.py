@@ -127,13 +127,8 @@ class Api:
         options: Options,
         sink: Answer,
     ) -> Flight:
-        prompt = self._placement.prompt(
-            inference.prompt,
-            inference.prompt_tokens,
-            self._models.adapter(inference.model),
-            inference.cache_salt,
-            options.prefix_key,
-        )
+        adapter = self._models.adapter(inference.model)
+        prompt = self._placement.prompt(inference, adapter, options.prefix_key)
         streams_openai = inference.stream and request.path in ("/v1/chat/completions", "/v1/completions")
         return Flight(
             request_id=request_id,

@@ -79,7 +79,7 @@ class RouterApp:
 
     def _reachable_changed(self) -> None:
         self.models.follow(self.watch.current)
-        self.placement.update(self.watch.current, self.sessions.reachable)
+        self.placement.pool.update(self.watch.current, self.sessions.reachable)
 
     def _membership_changed(self, membership: Membership) -> None:
         self.sessions.follow(membership)
@@ -88,13 +88,13 @@ class RouterApp:
     async def _poll(self) -> None:
         """Read the membership and the telemetry in it; keep the last known through an outage."""
         if await self.watch.poll():
-            self.placement.refresh(self.watch.current)
+            self.placement.pool.refresh(self.watch.current)
             self.models.follow(self.watch.current)
 
     async def _reconcile(self) -> None:
-        released = await self.charges.reconcile()
-        if released:
-            self.metrics.reconciled.inc(released)
+        mended = await self.charges.reconcile()
+        if mended:
+            self.metrics.reconciled.inc(mended)
 
     async def run(self) -> None:
         """Serve until told to stop, then let what runs finish."""

@@ -4,15 +4,16 @@ from typing import Any
 
 from dualmap.ttft import estimate
 from dualmap.types import ChoiceRule, Estimate
-from dualmap_router.placement import Placement, Prompt
+from dualmap_router.placement import Placement
+from dualmap_router.prompt import Prompt
 from dualmap_wire.redis_functions import Routed
 
 
 async def explain(placement: Placement, prompt: Prompt, slo_s: float, rule: ChoiceRule) -> dict[str, Any]:
     """What would be decided for a prompt now, without booking it."""
     routed, call, candidates = await placement.dry_run(prompt, slo_s, rule)
-    views = await placement.views(prompt, placement.usable)
-    key, depth = placement.key(prompt)
+    views = await placement.views(prompt, placement.pool.offer(prompt.model).names)
+    key, depth = prompt.key(placement.splits)
     return {
         "policy": rule.policy,
         "slo_s": slo_s,
@@ -41,6 +42,7 @@ def _decision(routed: Routed | None) -> dict[str, Any] | None:
         "reason": str(routed.reason),
         "feasible": routed.feasible,
         "cached_chunks": routed.owned_chunks,
+        "backup_cached_chunks": routed.backup_owned_chunks,
         "wait_s": routed.wait_s,
         "own_s": routed.own_s,
         "predicted_ttft_s": routed.ttft_s,

@@ -15,7 +15,8 @@ from dualmap.types import ChoiceRule, Reason
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
 from dualmap_router.exchange import Exchange
 from dualmap_router.metrics import RouterMetrics
-from dualmap_router.placement import Placed, Placement, Prompt
+from dualmap_router.placement import Placed, Placement
+from dualmap_router.prompt import Prompt
 from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -129,7 +130,7 @@ class Pilot:
                 lost.add(instance)
                 target = None
                 flight.reason = Reason.RETRY
-                if not set(self._placement.usable) - lost:
+                if not self._placement.usable_for(flight.prompt) - lost:
                     # Everything failed once: forgive, since instances come back. That all drain counts as well.
                     lost.clear()
                     failures += drains
@@ -236,6 +237,7 @@ class Pilot:
             placement.priority = flight.priority
             placement.feasible = placed.feasible
             placement.backup = placed.backup or ""
+            placement.backup_cached_tokens = placed.backup_cached_tokens
             placement.moves = flight.moves
             placement.predicted_ttft_s = placed.ttft_s
         return submit
@@ -259,7 +261,7 @@ class Pilot:
             return
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached_tokens.inc(end.cached_tokens)
-        self._placement.tokens = self._placement.tokens.observe(flight.prompt.num_bytes, end.prompt_tokens)
+        self._placement.count_tokens(flight.prompt, end.prompt_tokens)
 
 
 def _joined(data: bytes, exchange: Exchange) -> bytes:

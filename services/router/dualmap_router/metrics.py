@@ -72,7 +72,7 @@ class RouterMetrics:
             "dualmap_client_gone", "Clients that left before their answer ended.", registry=registry
         )
         self.reconciled = Counter(
-            "dualmap_charges_reconciled", "Charges that Redis held and nobody waited for.", registry=registry
+            "dualmap_charges_reconciled", "Charges that Redis had leaked or lost.", registry=registry
         )
         self._children: dict[tuple[Any, ...], Any] = {}
 

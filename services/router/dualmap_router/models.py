@@ -25,7 +25,7 @@ class Models:
         self._by_name = {}
         for member in membership.members.values():
             registration = member.registration
-            for name in (registration.model, *registration.adapters):
+            for name in registration.serves:
                 self._by_name.setdefault(name, registration)
 
     @property
@@ -47,7 +47,7 @@ class Models:
     def adapter(self, name: str | None) -> str:
         """The LoRA adapter that a name stands for; empty for the base model."""
         registration = self._by_name.get(name or "")
-        return name if name and registration is not None and name != registration.model else ""
+        return name if name and registration is not None and name in registration.adapters else ""
 
     def listing(self) -> bytes:
         """The body of /v1/models."""
@@ -58,7 +58,7 @@ class Models:
                 "created": 0,
                 "owned_by": "dualmap",
                 "root": registration.model,
-                "parent": None if name == registration.model else registration.model,
+                "parent": registration.model if name in registration.adapters else None,
                 "max_model_len": registration.max_model_len or None,
             }
             for name, registration in sorted(self._by_name.items())

@@ -1,31 +1,28 @@
 """Placement: from a prompt to an instance, deciding and booking in one round trip to Redis.
 
 The router hashes chunks, finds the key's candidates on its rings and asks the route function. While Redis
-is away or late, the same `choose` runs here over what is known locally: the rings, the last telemetry and
-this router's own charges.
+is away or late, `local_decision` stands in.
 """
 
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dualmap.choose import choose
-from dualmap.hash_ring import RingPair
-from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
-from dualmap.prefix_key import key_depth
-from dualmap.ttft import DEFAULT_SPEED, TokenRatio, split_prompt, typical_speed
+from dualmap.ttft import TokenRatio, split_prompt
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
+from dualmap_router.local_decision import decide_alone, local_view
+from dualmap_router.pool import Pool, make_offer
+from dualmap_router.prompt import Prompt, hash_prompt
+from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import StoreError
-from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_wire.redis_functions import (
     Overload,
     RouteCall,
     Routed,
     StaleSplits,
-    instance_view,
     pack_hashes,
     parse_route,
     parse_views,
@@ -33,17 +30,6 @@ from dualmap_wire.redis_functions import (
 from dualmap_wire.redis_keys import PoolKeys
 
 _STALE_RETRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt as placement sees it."""
-
-    hashes: list[int]
-    ring_key: int | None
-    """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
-    num_bytes: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +44,7 @@ class Placed:
     feasible: bool
     owned_chunks: int
     cached_tokens: int
+    backup_cached_tokens: int
     own_s: float
     ttft_s: float
     shared: bool
@@ -73,77 +60,29 @@ class Placement:
         self._store = store
         self._keys = PoolKeys(settings.pool)
         self.charges = charges
-        self.rings = RingPair({})
+        self.pool = Pool()
         self.splits: frozenset[int] = frozenset()
         self.split_version = 0
         self.tokens = TokenRatio()
-        self.membership = Membership()
-        self._reachable: frozenset[str] = frozenset()
-        self._names: tuple[str, ...] = ()
         self._turn = 0
-        self._typical = DEFAULT_SPEED
-
-    # The pool
-
-    def refresh(self, membership: Membership) -> None:
-        """Take the newest telemetry of a membership that may not have changed."""
-        self.membership = membership
-        self._typical = typical_speed(
-            member.perf.speed for member in membership.members.values() if member.perf is not None
-        )
-
-    def update(self, membership: Membership, reachable: Set[str]) -> None:
-        """Take a new membership, and which of its instances have a session."""
-        self.refresh(membership)
-        weights = {
-            name: member.registration.weight
-            for name, member in membership.members.items()
-            if member.takes_new_keys
-        }
-        self.rings = self.rings.with_members(weights)
-        self._reachable = frozenset(reachable)
-        self._names = tuple(name for name in self.rings.members if name in self._reachable)
 
     @property
     def usable(self) -> tuple[str, ...]:
         """Instances that can be sent to now, sorted."""
-        return self._names
+        return self.pool.everyone.names
 
-    def member(self, instance: str) -> Member | None:
-        """The registry's entry of an instance."""
-        return self.membership.members.get(instance)
+    def usable_for(self, prompt: Prompt | None) -> frozenset[str]:
+        """Those of them that serve the prompt's model."""
+        return self.pool.offer(None if prompt is None else prompt.model).members
 
-    # The prompt
+    def prompt(self, inference: InferenceRequest, adapter: str, prefix_key: str | None) -> Prompt:
+        """Hash a request's prompt, and estimate its tokens where they are not known."""
+        return hash_prompt(self._settings, inference, adapter, prefix_key, self.tokens.bytes_per_token)
 
-    def prompt(
-        self, canonical: bytes, num_tokens: int | None, adapter: str, salt: str, prefix_key: str | None
-    ) -> Prompt:
-        """Hash a canonical prompt under this pool's, the adapter's and the tenant's seed."""
-        settings = self._settings
-        seed = prefix_seed(settings.pool, adapter, salt, settings.hash_secret)
-        hashes = chunk_hashes(
-            canonical[: settings.max_chunks * settings.chunk_bytes], seed, settings.chunk_bytes
-        )
-        ring_key = None
-        if prefix_key is not None:
-            ring_key = short_prompt_key(prefix_key.encode(), seed)
-        elif not hashes:
-            ring_key = short_prompt_key(canonical, seed)
-        if num_tokens is None:
-            num_tokens = max(1, round(len(canonical) / self.tokens.bytes_per_token))
-        return Prompt(hashes, ring_key, len(canonical), num_tokens)
-
-    def key(self, prompt: Prompt) -> tuple[int, int]:
-        """(ring key, chunks in the prefix key) of a prompt."""
-        if prompt.ring_key is not None:
-            return prompt.ring_key, 0
-        depth = key_depth(prompt.hashes, self.splits)
-        return prompt.hashes[depth - 1], depth
-
-    def choice_request(self, prompt: Prompt, slo_s: float) -> ChoiceRequest:
-        """The prompt as `choose` takes it."""
-        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
-        return ChoiceRequest(prompt.num_tokens, chunk_tokens, slo_s)
+    def count_tokens(self, prompt: Prompt, num_tokens: int) -> None:
+        """Learn from what an engine counted; only text tells how many bytes make a token."""
+        if prompt.is_text:
+            self.tokens = self.tokens.observe(prompt.num_bytes, num_tokens)
 
     # The decision
 
@@ -179,15 +118,11 @@ class Placement:
         charge_id: str,
     ) -> Placed:
         for _ in range(_STALE_RETRIES):
-            call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id)
-            call = replace(call, count=first and call.key_depth > 0)
-            if not first:
-                # It was let in once: that its instance was lost must not turn it away.
-                call = replace(call, max_wait_s=0.0)
+            call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id, first)
             try:
                 routed = await self._ask(call)
             except StoreError:
-                return self._place_alone(call, candidates)
+                break
             if isinstance(routed, StaleSplits):
                 self.splits, self.split_version = routed.splits, routed.version
                 continue
@@ -196,7 +131,13 @@ class Placement:
             self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
             self._own(prompt, routed.instance)
             return _placed(charge_id, call.request, candidates, routed, shared=True)
-        return self._place_alone(call, candidates)
+        self._turn += 1
+        alone = decide_alone(call, self.charges, self.pool.membership, self._turn)
+        if isinstance(alone, Overload):
+            raise self._overloaded(alone.wait_s)
+        self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
+        self._own(prompt, alone.instance)
+        return _placed(charge_id, call.request, candidates, alone, shared=False)
 
     def route_call(
         self,
@@ -206,30 +147,39 @@ class Placement:
         exclude: Set[str] = frozenset(),
         target: str | None = None,
         charge_id: str = "",
+        first: bool = True,
+        book: bool = True,
     ) -> tuple[RouteCall, tuple[str, ...]]:
         """The route function's arguments for a prompt, and the candidates that its rings offer."""
-        names = [name for name in self._names if name not in exclude] if exclude else list(self._names)
-        key, depth = self.key(prompt)
-        candidates = self.rings.candidates(key) if self.rings.members else ()
-        if target is not None:
-            pair, names = [target], [target]
-        else:
-            if not names:
-                raise unavailable("no instance of this model can be reached")
-            pair = [name for name in candidates if name in names] or [names[key % len(names)]]
+        key, depth = prompt.key(self.splits)
+        offer = self.pool.offer(prompt.model)
+        among = None if offer is self.pool.everyone else offer.members
+        candidates = self.pool.rings.candidates(key, among) if offer.names else ()
+        # The rebalancer does not know who serves what.
+        if target is not None and target in offer.members:
+            offer = make_offer((target,))
+        elif exclude:
+            offer = offer.without(exclude)
+        names = offer.names
+        if not names:
+            raise unavailable("no instance of this model can be reached")
+        pair = [name for name in candidates if name in offer.members] or [names[key % len(names)]]
         call = RouteCall(
             router=self._router,
             charge_id=charge_id,
-            request=self.choice_request(prompt, slo_s),
+            request=prompt.choice_request(slo_s),
             rule=rule,
             hashes=prompt.hashes,
             key_depth=depth,
             split_version=self.split_version,
             pair=pair,
-            pool="\n".join(names).encode(),
+            pool=offer.packed,
             start=key % len(names),
-            default_speed=self._typical,
-            max_wait_s=0.0 if target is not None else self._settings.max_wait_s,
+            default_speed=self.pool.typical,
+            # It was let in once: that it moved or that its instance was lost must not turn it away.
+            max_wait_s=self._settings.max_wait_s if first and book and target is None else 0.0,
+            count=first and book and depth > 0,
+            book=book,
         )
         return call, candidates
 
@@ -237,8 +187,7 @@ class Placement:
         self, prompt: Prompt, slo_s: float, rule: ChoiceRule
     ) -> tuple[Routed | None, RouteCall, tuple[str, ...]]:
         """What `place` would decide now, booking nothing; no decision while Redis is away."""
-        call, candidates = self.route_call(prompt, slo_s, rule)
-        call = replace(call, count=False, book=False, max_wait_s=0.0)
+        call, candidates = self.route_call(prompt, slo_s, rule, book=False)
         try:
             routed = await self._ask(call)
         except StoreError:
@@ -251,36 +200,6 @@ class Placement:
         )
         return parse_route(reply)
 
-    def _place_alone(self, call: RouteCall, candidates: tuple[str, ...]) -> Placed:
-        """Decide over what this router knows by itself."""
-        self._turn += 1
-        names = call.pool.decode().split("\n")
-        rotated = names[call.start :] + names[: call.start]
-        pair = [self._local_view(name) for name in call.pair]
-        others = (self._local_view(name) for name in rotated if name not in call.pair)
-        decision = choose(call.request, pair, others, call.rule, self._turn)
-        chosen = decision.chosen
-        if 0.0 < call.max_wait_s < chosen.wait_s:
-            raise self._overloaded(chosen.wait_s)
-        self.charges.booked(call.charge_id, chosen.instance, chosen.own_s, chosen.feasible)
-        routed = Routed(
-            instance=chosen.instance,
-            backup=decision.backup,
-            reason=decision.reason,
-            feasible=chosen.feasible,
-            owned_chunks=chosen.owned_chunks,
-            wait_s=chosen.wait_s,
-            own_s=chosen.own_s,
-            ttft_s=chosen.ttft_s,
-        )
-        return _placed(call.charge_id, call.request, candidates, routed, shared=False)
-
-    def _local_view(self, name: str) -> InstanceView:
-        feasible_us, infeasible_us = self.charges.own_us(name)
-        member = self.member(name)
-        perf = member.perf if member is not None else None
-        return instance_view(name, feasible_us, infeasible_us, 0, perf, self.membership.now_us, self._typical)
-
     async def views(self, prompt: Prompt, names: tuple[str, ...]) -> list[InstanceView]:
         """Every instance as a decision would see it now."""
         try:
@@ -288,17 +207,16 @@ class Placement:
                 "views", self._keys.prefix, pack_hashes(prompt.hashes), "\n".join(names).encode()
             )
         except StoreError:
-            return [self._local_view(name) for name in names]
-        return parse_views(reply, self._typical)
+            return [local_view(name, self.charges, self.pool.membership, self.pool.typical) for name in names]
+        return parse_views(reply, self.pool.typical)
 
     def _own(self, prompt: Prompt, instance: str) -> None:
         """Write down, off the path, that the instance will hold this prompt."""
-        member = self.member(instance)
+        member = self.pool.member(instance)
         if not prompt.hashes or member is None:
             return
         registration = member.registration
-        chunk_tokens = self._settings.chunk_bytes * prompt.num_tokens / max(prompt.num_bytes, 1)
-        most = int(registration.kv_tokens / chunk_tokens) if registration.kv_tokens else 100_000
+        most = int(registration.kv_tokens / prompt.chunk_tokens) if registration.kv_tokens else 100_000
         self._store.post(
             "own_add",
             self._keys.prefix,
@@ -322,6 +240,7 @@ def _placed(
     charge_id: str, request: ChoiceRequest, candidates: tuple[str, ...], routed: Routed, shared: bool
 ) -> Placed:
     _, cached = split_prompt(request, routed.owned_chunks)
+    _, backup_cached = split_prompt(request, routed.backup_owned_chunks)
     return Placed(
         charge_id=charge_id,
         instance=routed.instance,
@@ -331,6 +250,7 @@ def _placed(
         feasible=routed.feasible,
         owned_chunks=routed.owned_chunks,
         cached_tokens=cached,
+        backup_cached_tokens=backup_cached,
         own_s=routed.own_s,
         ttft_s=routed.ttft_s,
         shared=shared,

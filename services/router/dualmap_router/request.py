@@ -2,7 +2,8 @@
 
 The body itself travels on as it came. The canonical prompt is tools, then each message's role and content
 in order, as the client's JSON has them: two requests share a prefix exactly when their leading bytes agree.
-Token-id prompts are four bytes per token. Everything else about the body is the engine's to judge.
+Token-id prompts are four bytes per token; images and the like have stand-ins (`media`). Everything else about
+the body is the engine's to judge.
 """
 
 from array import array
@@ -14,6 +15,7 @@ import msgspec
 
 from dualmap.choose import POLICIES
 from dualmap_router.errors import ApiError, bad_request
+from dualmap_router.media import without_media
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 _Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
@@ -76,6 +78,8 @@ class InferenceRequest:
     """Known for token-id prompts only."""
     cache_salt: str
     priority: int
+    num_media: int = 0
+    """Stand-ins for images and the like in the canonical prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +140,18 @@ def _parse_chat(body: bytes) -> InferenceRequest:
     if not chat.messages:
         raise bad_request("messages must not be empty", "messages")
     parts: list[bytes | memoryview] = [memoryview(chat.tools)]
+    num_media = 0
     for index, message in enumerate(chat.messages):
-        content = memoryview(message.content)
-        if content[0] not in b'"[n':
+        content: bytes | memoryview = memoryview(message.content)
+        if content[0] == ord("["):
+            content, num_found = without_media(message.content)
+            num_media += num_found
+        elif content[0] not in b'"n':
             raise bad_request(
                 f"messages[{index}].content must be a string, a list of parts or null", "messages"
             )
         parts += (b"\x1e", message.role.encode(), b"\x1f", content, memoryview(message.tool_calls))
-    return _request(chat, b"".join(parts), None)
+    return _request(chat, b"".join(parts), None, num_media)
 
 
 def _parse_completion(body: bytes) -> InferenceRequest:
@@ -169,11 +177,16 @@ def _parse_completion(body: bytes) -> InferenceRequest:
 
 def _parse_loose(body: bytes) -> InferenceRequest:
     loose = _loose.decode(body)
-    parts = (loose.tools, loose.instructions, loose.system, loose.messages, loose.input)
-    return _request(loose, b"\x1e".join(memoryview(part) for part in parts if len(part)), None)
+    messages, in_messages = without_media(loose.messages)
+    given, in_input = without_media(loose.input)
+    texts = (memoryview(text) for text in (loose.tools, loose.instructions, loose.system))
+    prompt = b"\x1e".join(part for part in (*texts, messages, given) if len(part))
+    return _request(loose, prompt, None, in_messages + in_input)
 
 
-def _request(common: _Common, prompt: bytes, prompt_tokens: int | None) -> InferenceRequest:
+def _request(
+    common: _Common, prompt: bytes, prompt_tokens: int | None, num_media: int = 0
+) -> InferenceRequest:
     options = common.stream_options
     return InferenceRequest(
         model=common.model,
@@ -184,4 +197,5 @@ def _request(common: _Common, prompt: bytes, prompt_tokens: int | None) -> Infer
         prompt_tokens=prompt_tokens,
         cache_salt=common.cache_salt or "",
         priority=common.priority or 0,
+        num_media=num_media,
     )

@@ -152,6 +152,9 @@ class WorkerApp:
             kv_tokens=int(settings.kv_tokens) or info.kv_tokens,
             adapters=info.adapters,
             max_model_len=info.max_model_len,
+            aliases=tuple(
+                name for name in (info.model, *info.aliases) if name != (settings.model or info.model)
+            ),
         )
 
     async def _drain(self) -> int:

@@ -35,6 +35,8 @@ class EngineInfo:
     adapters: tuple[str, ...]
     max_model_len: int
     kv_tokens: int
+    aliases: tuple[str, ...] = ()
+    """Further names that it serves the model by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ class Engine:
         base = next((model for model in models if model.parent is None), models[0])
         adapters = tuple(model.id for model in models if model.parent is not None)
         _, kv_tokens = await self.load()
-        return EngineInfo(base.id, adapters, base.max_model_len or 0, kv_tokens)
+        aliases = tuple(model.id for model in models if model.parent is None and model is not base)
+        return EngineInfo(base.id, adapters, base.max_model_len or 0, kv_tokens, aliases)
 
     async def load(self) -> tuple[EngineLoad, int]:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""

@@ -123,12 +123,113 @@ async def test_reconciling_spares_what_is_under_way(shared: Store) -> None:
     assert await held(shared) == (0, 0)
 
 
+async def totals(shared: Store) -> dict[str, int]:
+    """Microseconds that Redis has booked, by class and instance."""
+    flat = await shared.command("HGETALL", KEYS.charges)
+    return {name.decode(): int(us) for name, us in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def live(charges: Charges) -> dict[str, int]:
+    """The same, as the router has it."""
+    own = {name: charges.own_us(name) for name in ("a", "b")}
+    by_class = {f"{kind}:{name}": us[i] for name, us in own.items() for i, kind in enumerate("fi")}
+    return {field: us for field, us in by_class.items() if us}
+
+
+async def test_what_was_decided_alone_is_booked_for_all_to_see(shared: Store) -> None:
+    charges = Charges(shared, "p", "r")
+    ids = [charges.open() for _ in range(3)]
+    charges.book(ids[0], "a", 1.5, True)
+    charges.book(ids[1], "a", 0.25, False)
+    charges.book(ids[2], "b", 3.0, True)
+    charges.release(ids[2])
+    assert await held(shared) == (2, 1_750_000)
+    assert await totals(shared) == live(charges) == {"f:a": 1_500_000, "i:a": 250_000}
+    # Should the router die, they can be reaped.
+    assert await shared.command("SMEMBERS", KEYS.routers) == [b"r"]
+    assert await charges.reconcile() == 0
+    for charge_id in ids:
+        charges.release(charge_id)
+    assert await held(shared) == (0, 0)
+
+
+async def test_a_late_route_is_replaced_by_what_was_decided_alone(
+    shared: Store, store: EmbeddedStore
+) -> None:
+    charges = Charges(shared, "p", "r")
+    charge_id = charges.open()
+    store.pause()
+    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
+    with pytest.raises(StoreUnavailableError):
+        await late
+    charges.book(charge_id, "b", 2.0, False)
+    store.resume()
+    await shared.command("PING", deadline_s=10.0)
+    assert await totals(shared) == {"i:b": 2_000_000}
+    charges.release(charge_id)
+    assert await held(shared) == (0, 0)
+
+
+@pytest.mark.parametrize("lost", ["FLUSHALL", "one", "other"])
+async def test_lost_charges_are_booked_again(shared: Store, lost: str) -> None:
+    charges = Charges(shared, "p", "r")
+    ids = [(await book(shared, charges))[0] for _ in range(5)]
+    unbooked = charges.open()
+    alone = charges.open()
+    charges.book(alone, "a", 0.5, False)
+    if lost == "FLUSHALL":
+        await shared.command("FLUSHALL")
+    elif lost == "one":
+        await shared.function("release", KEYS.prefix, "r", ids[2])
+    else:
+        await shared.function("book", KEYS.prefix, "r", ids[2], "i", 77, "c")
+    assert await totals(shared) != live(charges)
+    assert await charges.reconcile() == (6 if lost == "FLUSHALL" else 1)
+    assert await totals(shared) == live(charges)
+    assert await charges.reconcile() == 0
+    for charge_id in (*ids, alone, unbooked):
+        charges.release(charge_id)
+    assert await held(shared) == (0, 0)
+    assert await shared.command("EXISTS", KEYS.charges, KEYS.router_charges("r")) == 0
+
+
+async def test_a_release_during_a_reconcile_is_not_undone(shared: Store) -> None:
+    charges = Charges(shared, "p", "r")
+    ids = [(await book(shared, charges))[0] for _ in range(50)]
+    await shared.command("FLUSHALL")
+    mending = asyncio.create_task(charges.reconcile())
+    for charge_id in ids:
+        await asyncio.sleep(0)
+        charges.release(charge_id)
+    await mending
+    assert await charges.reconcile() == 0
+    assert await held(shared) == (0, 0)
+
+
 async def test_another_routers_charges_are_its_own(shared: Store) -> None:
     mine, other = Charges(shared, "p", "r"), Charges(shared, "p", "other")
     charge_id, _ = await book(shared, mine)
     assert await other.reconcile() == 0
     assert (await held(shared))[0] == 1
     mine.release(charge_id)
+
+
+async def test_a_router_that_starts_again_tells_its_predecessors_charges_from_its_own(shared: Store) -> None:
+    before = Charges(shared, "p", "r")
+    left_behind = {(await book(shared, before))[0] for _ in range(3)}
+    after = Charges(shared, "p", "r")
+    ids = {(await book(shared, after))[0] for _ in range(3)}
+    assert not ids & left_behind
+    assert (await held(shared))[0] == 6
+    assert await after.reconcile() == 3
+    assert await held(shared) == (3, sum(live(after).values()))
+    # What the predecessor still sends for its own must not touch them.
+    for charge_id in left_behind:
+        before.release(charge_id)
+    assert await held(shared) == (3, sum(live(after).values()))
+    for charge_id in ids:
+        after.release(charge_id)
+    assert await held(shared) == (0, 0)
 
 
 async def test_without_a_store_nothing_is_reconciled(store: EmbeddedStore) -> None:

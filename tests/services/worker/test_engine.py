@@ -1,8 +1,11 @@
-"""What an engine's metrics say."""
+"""What an engine says of itself: its names, over a real socket, and its metrics."""
+
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from dualmap_worker.engine import EngineLoad, parse_metrics
+from dualmap_worker.engine import Engine, EngineInfo, EngineLoad, parse_metrics
 
 RANKS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -32,3 +35,30 @@ def test_a_value_without_meaning_is_not_said(value: str) -> None:
     config = 'vllm:cache_config_info{block_size="None",num_gpu_blocks="\u00b2"} 1.0'
     text = f"vllm:num_requests_running {value}\nvllm:kv_cache_usage_perc {value}\n{config}\n"
     assert parse_metrics(text) == (EngineLoad(), 0)
+
+
+async def test_an_engines_names() -> None:
+    """vLLM lists each --served-model-name without a parent, then its adapters with one."""
+    cards: list[dict[str, Any]] = [
+        {"id": "m", "root": "org/m", "parent": None, "max_model_len": 4096},
+        {"id": "m-v2", "root": "org/m", "parent": None, "max_model_len": 4096},
+        {"id": "lora", "root": "org/lora", "parent": "m"},
+    ]
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": cards})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    engine = Engine(f"http://127.0.0.1:{runner.addresses[0][1]}", "", 5.0, 4)
+    await engine.open()
+    try:
+        info = await engine.info()
+    finally:
+        await engine.close()
+        await runner.cleanup()
+    assert info == EngineInfo("m", ("lora",), 4096, 0, ("m-v2",))
