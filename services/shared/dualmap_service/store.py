@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio.connection import Connection, ConnectionPool
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from dualmap_service.errors import StoreError, StoreUnavailableError
 from dualmap_service.store_pipeline import Pipeline
@@ -52,6 +52,7 @@ class Store:
     async def start(self, wait_s: float = 5.0) -> bool:
         """Begin to connect; true if the store is there within `wait_s`. It keeps trying either way."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store")
+        self._task.add_done_callback(_died)
         try:
             async with asyncio.timeout(wait_s):
                 await self._connected_once.wait()
@@ -117,10 +118,13 @@ class Store:
     async def _probe(self) -> None:
         """Ask until Redis answers again, then close the breaker; a connection that stays silent is replaced."""
         loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _SILENCE_S
-        pipeline = self._pipeline
+        probed: Pipeline | None = None
+        give_up_s = 0.0
         try:
-            while pipeline is not None and pipeline is self._pipeline and self._misses >= _MISSES_TO_OPEN:
+            # Whatever connection there is: another may have come and fallen silent while this asked the last one.
+            while (pipeline := self._pipeline) is not None and self._misses >= _MISSES_TO_OPEN:
+                if pipeline is not probed:
+                    probed, give_up_s = pipeline, loop.time() + _SILENCE_S
                 future: asyncio.Future[Any] = loop.create_future()
                 pipeline.send(("PING",), future)
                 try:
@@ -130,10 +134,11 @@ class Store:
                     if loop.time() > give_up_s:
                         # Half-open, as after a host was lost: the kernel would take minutes to notice.
                         pipeline.close()
-                        return
+                    await asyncio.sleep(_PROBE_S)
                     continue
-                self._misses = 0
-                log.info("store.back")
+                if pipeline is self._pipeline:
+                    self._misses = 0
+                    log.info("store.back")
         finally:
             self._probing = False
 
@@ -146,7 +151,7 @@ class Store:
                 async with asyncio.timeout(_CONNECT_S):
                     await connection.connect()  # type: ignore[no-untyped-call]
                     await self._load_library(connection)
-            except (RedisError, OSError, EOFError) as exc:
+            except Exception as exc:  # noqa: BLE001 - also what uvloop makes of a connection that dies under redis-py
                 await connection.disconnect(nowait=True)
                 log.warning("store.unreachable", extra={"error": str(exc)[:200]})
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -178,3 +183,8 @@ class Store:
         except ResponseError as exc:
             if "already exists" not in str(exc):
                 raise
+
+
+def _died(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("store.died", exc_info=task.exception())

@@ -36,6 +36,9 @@ class Pipeline(asyncio.Protocol):
         self.lost: asyncio.Future[None] = self._loop.create_future()
         """Done when the connection is gone."""
         self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            # Its end was told to redis-py's protocol; nobody will tell this one.
+            self.close()
 
     def send(
         self,
@@ -44,6 +47,12 @@ class Pipeline(asyncio.Protocol):
         timer: asyncio.TimerHandle | None = None,
     ) -> None:
         """Send a command; its reply resolves `future` and cancels `timer`. One without a future may linger."""
+        if self.lost.done():
+            if timer is not None:
+                timer.cancel()
+            if future is not None:
+                future.set_exception(StoreUnavailableError("the connection to Redis was lost"))
+            return
         # The stub describes a tuple of one.
         self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append((future, timer))

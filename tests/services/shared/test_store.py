@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
+from redis.asyncio.connection import Connection
 
 from dualmap_service.errors import StoreError, StoreUnavailableError
 from dualmap_service.store import Store
@@ -144,6 +148,90 @@ async def test_posts_are_lost_in_silence(shared: Store, store: EmbeddedStore) ->
     shared.post("release", KEYS.prefix, "r", "1")
     await store.restart()
     await eventually(lambda: works(shared))
+
+
+async def test_a_connection_that_falls_silent_while_the_last_one_is_still_asked(store: EmbeddedStore) -> None:
+    shared = Store(store.url, "test", deadline_s=5.0)
+    assert await shared.start()
+
+    async def until_silent() -> None:
+        store.pause()
+        while shared.available:
+            with contextlib.suppress(StoreUnavailableError):
+                await shared.command("GET", "k", deadline_s=0.005)
+
+    try:
+        await until_silent()
+        store.kill()
+        await store.restart()
+        await eventually(lambda: shared.available)
+        await until_silent()
+        store.resume()
+        await eventually(lambda: works(shared), 4.0)
+    finally:
+        await shared.close()
+
+
+async def test_a_connection_that_fails_in_an_unforeseen_way_is_tried_again(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop raises RuntimeError where redis-py writes to what was closed under its feet."""
+    failures = 3
+    connect = Connection.connect
+
+    async def fail_first(self: Connection) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+        await connect(self)
+
+    monkeypatch.setattr(Connection, "connect", fail_first)
+    client = Store(store.url, "test")
+    try:
+        assert await client.start()
+        assert failures < 0
+    finally:
+        await client.close()
+
+
+def test_connections_that_break_while_they_are_made(store: EmbeddedStore) -> None:
+    """On uvloop, as in the services: it raises RuntimeError on what was closed under its feet."""
+
+    async def body() -> None:
+        seen = 0
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal seen
+            seen += 1
+            if seen <= 7:
+                # Reset in the middle of the handshake, at another point each time.
+                for _ in range(seen // 2):
+                    await reader.read(65536)
+                    writer.write(b"+OK\r\n")
+                raw = writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+                return
+            behind_reader, behind = await asyncio.open_connection("127.0.0.1", store.port)
+            await asyncio.gather(relay(reader, behind), relay(behind_reader, writer))
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65536):
+                writer.write(data)
+            writer.close()
+
+        proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
+        client = Store(f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0", "test")
+        try:
+            assert await client.start(wait_s=30.0)
+            assert seen > 7
+            assert await client.command("PING") == b"PONG"
+        finally:
+            await client.close()
+            proxy.close()
+
+    uvloop.run(body())
 
 
 async def test_a_connection_that_goes_silent_is_replaced(store: EmbeddedStore) -> None:
