@@ -47,6 +47,8 @@ class StackOptions:
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
     rebalancer_flags: Flags = field(default_factory=dict)
+    trace_endpoint: str = ""
+    """An OTLP/gRPC collector that gets the spans of every request; none when empty."""
     route_deadline_ms: float = 100.0
     """Wider than in production: here a dozen processes share the cores of one machine."""
 
@@ -191,7 +193,9 @@ class Stack:
         return self._child(f"rebalancer-{number}", "rebalancer", *self._service_flags(merged))
 
     def _service_flags(self, flags: Mapping[str, object]) -> list[str]:
-        common = {"redis_url": self.redis_url, "pool": self.options.pool}
+        common: dict[str, object] = {"redis_url": self.redis_url, "pool": self.options.pool}
+        if self.options.trace_endpoint:
+            common |= {"trace_endpoint": self.options.trace_endpoint, "trace_share": 1.0}
         return [f"--{name.replace('_', '-')}={value}" for name, value in {**common, **flags}.items()]
 
     # Waiting

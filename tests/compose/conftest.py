@@ -16,9 +16,16 @@ PROJECT = f"dualmap-test-{os.getpid()}"
 class Compose:
     """`docker compose` for one project."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, traces_port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._environ = {**os.environ, "DUALMAP_PORT": str(port), "COMPOSE_PROJECT_NAME": PROJECT}
+        self.spans_url = f"http://127.0.0.1:{traces_port}/spans"
+        self._environ = {
+            **os.environ,
+            "DUALMAP_PORT": str(port),
+            "DUALMAP_JAEGER_PORT": str(traces_port),
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_FILE": "compose.yaml:tests/compose/receiver.yaml",
+        }
 
     def run(self, *args: str, check: bool = True) -> str:
         """Run a compose command; returns what it printed."""
@@ -67,7 +74,7 @@ def _free_port() -> int:
 def system() -> Iterator[Compose]:
     """The system, up and healthy."""
     assert shutil.which("docker"), "these tests need a Docker engine with the Compose plugin"
-    compose = Compose(_free_port())
+    compose = Compose(_free_port(), _free_port())
     try:
         compose.run("build")
         compose.up()

@@ -46,6 +46,12 @@ from dualmap_cli.stack import Stack, StackError, StackOptions
     show_default=True,
     help="TTFT objective, model seconds.",
 )
+@click.option(
+    "--trace-endpoint",
+    default="",
+    metavar="URL",
+    help="Send the spans of every request to this OTLP/gRPC collector, as http://localhost:4317.",
+)
 def up(
     routers: int,
     instances: int,
@@ -56,6 +62,7 @@ def up(
     pool: str,
     time_scale: float,
     slo_s: float,
+    trace_endpoint: str,
 ) -> None:
     """Run the whole system on this machine until Ctrl-C, with simulated engines or your own."""
     options = StackOptions(
@@ -68,6 +75,7 @@ def up(
         pool=pool,
         time_scale=time_scale,
         slo_s=slo_s,
+        trace_endpoint=trace_endpoint,
     )
     try:
         uvloop.run(_run(options))

@@ -54,7 +54,7 @@ class Answer:
         self._max_bytes = max_bytes
         self._own_headers = own_headers
         self._on_answered = answered
-        self._status = 502
+        self.status = 502
         self._headers: list[tuple[str, str]] = []
         self._chunks: list[bytes] = []
         self._size = 0
@@ -64,7 +64,7 @@ class Answer:
         """Status and headers; a stream starts now, anything else when it is complete."""
         self._chunks.clear()
         self._size = 0
-        self._status = status
+        self.status = status
         # The engine echoes the request id as well; ours says the same, and one is enough.
         self._headers = [(h.name, h.value) for h in headers if h.name != "x-request-id"]
         self._headers += self._own_headers(flight)
@@ -92,8 +92,8 @@ class Answer:
             self._response.end()
             return
         self.answered = True
-        self._on_answered(self._status)
-        self._response.send(self._status, self._headers, b"".join(self._chunks))
+        self._on_answered(self.status)
+        self._response.send(self.status, self._headers, b"".join(self._chunks))
 
     async def broken(self, message: str) -> None:
         """Say that the answer is cut: an error event in an event stream, 502 before anything was sent.
@@ -103,6 +103,7 @@ class Answer:
         error = ApiError(502, message, "upstream_error", "answer_interrupted")
         if not self._response.started:
             self.answered = True
+            self.status = error.status
             self._on_answered(error.status)
             self._response.fail(error)
         elif self._is_event_stream():

@@ -14,13 +14,15 @@ from dualmap.types import Slo
 from dualmap_router.answer import Answer, engine_headers
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
 from dualmap_router.explain import explain
-from dualmap_router.flight import Flight, Pilot
+from dualmap_router.flight import Flight
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
+from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
 from dualmap_router.request import InferenceRequest, Options, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
+from dualmap_router.trace import RequestTraces
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Api:
         models: Models,
         pilot: Pilot,
         metrics: RouterMetrics,
+        traces: RequestTraces,
         state: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -57,6 +60,7 @@ class Api:
         self._models = models
         self._pilot = pilot
         self._metrics = metrics
+        self._traces = traces
         self._state = state
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
@@ -116,7 +120,8 @@ class Api:
         inference = parse_inference(request.path, request.body)
         self._models.check(inference.model)
         sink = self._answer(request, response, inference.stream)
-        await self._fly(self._flight(request, request_id, started_s, inference, options, sink), response)
+        flight = self._flight(request, request_id, started_s, inference, options, sink)
+        await self._fly(flight, request, response)
 
     def _flight(
         self,
@@ -134,10 +139,12 @@ class Api:
             request_id=request_id,
             method="POST",
             path=request.target,
+            label=_label(request.path),
             headers=engine_headers(request),
             body=request.body,
             started_s=started_s,
             sink=sink,
+            model=inference.model or "",
             prompt=prompt,
             slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
             rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
@@ -156,9 +163,15 @@ class Api:
             lambda status: self._metrics.request(label, status),
         )
 
-    async def _fly(self, flight: Flight, response: HttpResponse) -> None:
+    async def _fly(self, flight: Flight, request: HttpRequest, response: HttpResponse) -> None:
         response.on_gone = flight.client_gone
-        await self._pilot.fly(flight)
+        self._traces.begin(flight, request.get("traceparent"))
+        try:
+            await self._pilot.fly(flight)
+        except BaseException as error:
+            self._traces.end(flight, error)
+            raise
+        self._traces.end(flight, None)
 
     def _admit(self) -> None:
         if self.draining:
@@ -199,8 +212,8 @@ class Api:
             state = self._state()
             response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
         elif path == "/metrics":
-            kind = ("content-type", "text/plain; version=0.0.4; charset=utf-8")
-            response.send(200, [kind], self._metrics.render())
+            text, content_type = self._metrics.render(request.get("accept") or "")
+            response.send(200, [("content-type", content_type)], text)
         elif path == "/v1/models":
             response.send(200, [JSON], self._models.listing())
         else:
@@ -232,12 +245,13 @@ class Api:
             request_id=request_id,
             method=request.method,
             path=request.target,
+            label=_label(path),
             headers=engine_headers(request),
             body=request.body,
             started_s=time.monotonic(),
             sink=self._answer(request, response, True),
         )
-        await self._fly(flight, response)
+        await self._fly(flight, request, response)
 
 
 def _request_id(given: str | None) -> str:

@@ -8,16 +8,18 @@ from typing import Any
 
 from dualmap_router.api import Api
 from dualmap_router.charges import Charges
-from dualmap_router.flight import Pilot
 from dualmap_router.http_server import HttpServer
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
+from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_router.trace import RequestTraces
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
+from dualmap_service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,9 @@ class RouterApp:
             self.placement, self.sessions, self.metrics, settings.max_attempts, settings.request_timeout_s
         )
         self.models = Models()
-        self.api = Api(settings, router, self.placement, self.models, pilot, self.metrics, self.state)
+        self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
+        traces = RequestTraces(self._tracing, router)
+        self.api = Api(settings, router, self.placement, self.models, pilot, self.metrics, traces, self.state)
         self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused)
         self._router = router
         self._background = Background(stop)
@@ -123,6 +127,7 @@ class RouterApp:
         await self.charges.reconcile()
         await self._background.close()
         await self.store.close()
+        await asyncio.to_thread(self._tracing.close)
         log.info("router.stopped", extra={"router": self._router})
 
     async def _drain(self) -> None:

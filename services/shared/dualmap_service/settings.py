@@ -24,6 +24,7 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 RedisUrl = Annotated[str, msgspec.Meta(pattern="^(redis|rediss|unix)://")]
+CollectorUrl = Annotated[str, msgspec.Meta(pattern="^$|^https?://")]
 
 SERVICES = ("router", "worker", "rebalancer")
 _KUBERNETES_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -41,6 +42,10 @@ class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     """json, or text for a terminal."""
+    trace_endpoint: CollectorUrl = ""
+    """A collector's OTLP/gRPC URL, as http://jaeger:4317; no tracing when empty."""
+    trace_share: Share = 0.1
+    """Of the requests whose caller does not say; failures and missed objectives leave a span anyway."""
 
 
 T = TypeVar("T", bound=SharedSettings)

@@ -15,6 +15,7 @@ from dualmap_service.addresses import advertised_host
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
 from dualmap_service.store import Store
+from dualmap_service.tracing import Tracing
 from dualmap_wire.redis_keys import HEARTBEAT_S
 from dualmap_wire.telemetry import QueueReport, Registration
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -26,6 +27,7 @@ from dualmap_worker.relay import Requests
 from dualmap_worker.servicers import ControlServicer, DataServicer
 from dualmap_worker.settings import WorkerSettings
 from dualmap_worker.telemetry import Publisher, queue_report
+from dualmap_worker.trace import FlowTraces
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,15 @@ class WorkerApp:
             settings.hold_kv_use,
         )
         self._publisher = Publisher(settings.host, settings.telemetry_port)
-        self._requests = Requests(self._engine, self._admission, settings.max_queued, self._publisher.changed)
+        instance = settings.instance or socket.gethostname()
+        self._tracing = Tracing("worker", instance, settings.trace_endpoint, settings.trace_share)
+        self._requests = Requests(
+            self._engine,
+            self._admission,
+            settings.max_queued,
+            self._publisher.changed,
+            FlowTraces(self._tracing, instance),
+        )
         self._data = DataServicer(
             self._requests, settings.pool, settings.max_outbox_bytes, settings.coalesce_ms / 1e3
         )
@@ -104,6 +114,7 @@ class WorkerApp:
             await self._server.stop(0.5)
             self._publisher.close()
             await self._engine.close()
+            await asyncio.to_thread(self._tracing.close)
         await self._background.close()
         log.info("worker.stopped")
 

@@ -92,6 +92,8 @@ def test_lists_and_numbers() -> None:
         ({}, {"slo_ttft_s": "nan"}, "--slo-ttft-s"),
         ({}, {"slo_ttft_s": "inf"}, "--slo-ttft-s"),
         ({}, {"max_attempts": "0"}, "--max-attempts"),
+        ({"DUALMAP_TRACE_ENDPOINT": "jaeger:4317"}, {}, "DUALMAP_TRACE_ENDPOINT"),
+        ({"DUALMAP_TRACE_SHARE": "10%"}, {}, "DUALMAP_TRACE_SHARE"),
     ],
 )
 def test_what_is_wrong_names_itself(environ: dict[str, str], flags: dict[str, str], said: str) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from dualmap.queue_order import OrderRule
+from dualmap_service.tracing import Tracing
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.admission import Admission
 from dualmap_worker.engine import Engine
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.relay import Requests
+from dualmap_worker.trace import FlowTraces
 
 from ...waiting import eventually
 
@@ -69,9 +71,16 @@ async def socket_engine() -> AsyncIterator[SocketEngine]:
 class Worker:
     """A worker's requests and one router's outbox, whose events are collected."""
 
-    def __init__(self, engine: Engine, max_queued: int = 8, max_outbox_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_queued: int = 8,
+        max_outbox_bytes: int = 1 << 20,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.admission = Admission(OrderRule(), 2048, 64, 0.97)
-        self.requests = Requests(engine, self.admission, max_queued, lambda: None)
+        traces = FlowTraces(tracing or Tracing("worker", "w", "", 0.0), "w")
+        self.requests = Requests(engine, self.admission, max_queued, lambda: None, traces)
         self.outbox = Outbox(max_outbox_bytes, 0.0)
         self.events: list[pb.Event] = []
         self.gate = asyncio.Event()

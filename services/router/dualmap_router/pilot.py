@@ -1,0 +1,238 @@
+"""The pilot: flies requests, over as many attempts as it takes.
+
+A request is started at most once at a time and answered exactly once. It goes elsewhere when the
+rebalancer moved it off a queue, or when its worker was lost and the client has seen nothing yet. The charge
+is given back when the prefill is over, and in any case when the flight ends.
+"""
+
+import asyncio
+import time
+
+from dualmap.types import Reason
+from dualmap_router.errors import ApiError, ClientGoneError, unavailable
+from dualmap_router.exchange import Exchange
+from dualmap_router.flight import Flight
+from dualmap_router.metrics import RouterMetrics
+from dualmap_router.placement import Placed, Placement
+from dualmap_router.sessions import Sessions
+from dualmap_wire.v1 import worker_pb2 as pb
+
+
+class Pilot:
+    """Flies requests: the shell around placement and sessions."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        sessions: Sessions,
+        metrics: RouterMetrics,
+        max_attempts: int,
+        timeout_s: float,
+    ) -> None:
+        self._placement = placement
+        self._sessions = sessions
+        self._metrics = metrics
+        self._max_attempts = max_attempts
+        self._timeout_s = timeout_s
+
+    async def fly(self, flight: Flight) -> None:
+        """Bring a request to its end. Raises ApiError while nothing was sent, ClientGoneError at any time."""
+        lost: set[str] = set()
+        failures = 0
+        target: str | None = None
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, flight.time_out)
+        try:
+            while True:
+                placed = await self._place(flight, lost, target)
+                try:
+                    instance = placed.instance if placed is not None else self._any_instance(lost)
+                    verdict = await self._attempt(flight, placed, instance)
+                    if flight.trace is not None:
+                        flight.trace.attempted(verdict)
+                finally:
+                    if placed is not None:
+                        self._placement.charges.release(placed.charge_id)
+                if verdict is None:
+                    return
+                # 1. Moved: the named instance takes it, if it is still there.
+                if isinstance(verdict, pb.Moved):
+                    flight.moves += 1
+                    self._metrics.resubmission("moved")
+                    target = verdict.target if verdict.target in self._placement.usable else None
+                    flight.reason = Reason.MOVED
+                    continue
+                # 2. Lost or refused before the first byte: anywhere but there. One that drains has not failed.
+                drains = verdict.kind == pb.Failed.DRAINING
+                flight.attempts += 1
+                failures += not drains
+                if failures >= self._max_attempts:
+                    raise _given_up(verdict)
+                self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
+                lost.add(instance)
+                target = None
+                flight.reason = Reason.RETRY
+                if not self._placement.usable_for(flight.prompt) - lost:
+                    # Everything failed once: forgive, since instances come back. That all drain counts as well.
+                    lost.clear()
+                    failures += drains
+                    await asyncio.sleep(0.05 * failures)
+        finally:
+            timer.cancel()
+            if flight.exchange is not None:
+                flight.exchange.cancel()
+
+    async def _place(self, flight: Flight, lost: set[str], target: str | None) -> Placed | None:
+        if flight.gone:
+            raise ClientGoneError
+        if flight.prompt is None:
+            return None
+        first = flight.placed is None
+        start_ns = time.time_ns() if flight.trace is not None else 0
+        placed = await self._placement.place(flight.prompt, flight.slo_s, flight.rule, lost, target, first)
+        flight.placed = placed
+        if first:
+            flight.reason = placed.reason
+            self._metrics.decision_s.observe(time.monotonic() - flight.started_s)
+        self._metrics.decision(placed.instance, str(flight.reason))
+        if not placed.shared:
+            self._metrics.local_decisions.inc()
+        if flight.trace is not None:
+            flight.trace.routed(placed, flight.reason, start_ns)
+        return placed
+
+    async def _attempt(
+        self, flight: Flight, placed: Placed | None, instance: str
+    ) -> pb.Moved | pb.Failed | None:
+        """Send the request once and relay its answer; returns why it has to go elsewhere, or None."""
+        session = self._sessions.get(instance)
+        if session is None:
+            return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
+        # It may have gone while the decision was made, when there was no exchange to cancel.
+        if flight.gone and not flight.timed_out:
+            raise ClientGoneError
+        submit = self._submit(flight, placed)
+        if flight.trace is not None:
+            flight.trace.dispatch(instance, submit)
+        exchange = flight.exchange = session.submit(submit)
+        while True:
+            event = await exchange.next()
+            if flight.timed_out:
+                return await self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT, unanswered=True))
+            if flight.gone:
+                raise ClientGoneError
+            if event is None:
+                if exchange.overflowed:
+                    flight.interrupted = True
+                    await flight.sink.broken("the client reads too slowly")
+                    raise ClientGoneError
+                continue
+            what, value = event
+            if what == "data":
+                await flight.sink.data(_joined(value, exchange))
+            elif what == "head":
+                self._first_byte(flight, placed, value)
+                await flight.sink.head(value.status, value.headers, flight)
+            elif what == "end":
+                self._ended(flight, value)
+                await flight.sink.end()
+                return None
+            elif what == "prefilled":
+                if placed is not None:
+                    self._placement.charges.release(placed.charge_id)
+            elif what == "moved":
+                moved: pb.Moved = value
+                return moved
+            elif what == "failed":
+                return await self._failed(flight, value)
+
+    async def _failed(self, flight: Flight, failed: pb.Failed) -> pb.Failed | None:
+        """A failure after the client has seen something ends the answer; before, another instance may try."""
+        if not flight.sink.answered:
+            if failed.kind == pb.Failed.TIMEOUT:
+                raise ApiError(
+                    504, failed.message or "the engine did not answer in time", "timeout", "timeout"
+                )
+            return failed
+        flight.interrupted = True
+        await flight.sink.broken(failed.message or "the engine was lost")
+        return None
+
+    def _any_instance(self, lost: set[str]) -> str:
+        """For requests without a prefill: whoever has the least to do here, but for those who failed it."""
+        usable = [name for name in self._placement.usable if name not in lost]
+        if not usable:
+            raise unavailable("no instance of this model can be reached")
+        return min(usable, key=lambda name: len(self._sessions.get(name) or ()))
+
+    def _submit(self, flight: Flight, placed: Placed | None) -> pb.Submit:
+        submit = pb.Submit(
+            request_id=flight.request_id,
+            method=flight.method,
+            path=flight.path,
+            headers=flight.headers,
+            body=flight.body,
+            queued=placed is not None,
+            hide_usage=flight.hide_usage,
+            streamed=flight.streamed,
+        )
+        if placed is not None and flight.prompt is not None:
+            placement = submit.placement
+            placement.charge_id = placed.charge_id
+            placement.prompt_tokens = flight.prompt.num_tokens
+            placement.cached_tokens = placed.cached_tokens
+            placement.prompt_bytes = flight.prompt.num_bytes
+            placement.slo_s = flight.slo_s
+            placement.age_s = time.monotonic() - flight.started_s
+            placement.priority = flight.priority
+            placement.feasible = placed.feasible
+            placement.backup = placed.backup or ""
+            placement.backup_cached_tokens = placed.backup_cached_tokens
+            placement.moves = flight.moves
+            placement.predicted_ttft_s = placed.ttft_s
+        return submit
+
+    def _first_byte(self, flight: Flight, placed: Placed | None, head: pb.Head) -> None:
+        """The prefill is over: give the charge back, and compare a stream's TTFT with what was expected."""
+        if placed is None:
+            return
+        self._placement.charges.release(placed.charge_id)
+        # A whole answer comes after its decode: that is no TTFT.
+        if not flight.streamed or head.status >= 300:
+            return
+        ttft_s = flight.ttft_s = time.monotonic() - flight.started_s
+        flight.missed_slo = ttft_s > flight.slo_s
+        exemplar = None if flight.trace is None else {"trace_id": flight.trace.trace_id}
+        self._metrics.ttft_s.observe(ttft_s, exemplar)
+        self._metrics.ttft_error_s.observe(abs(ttft_s - placed.ttft_s))
+        (self._metrics.slo_missed if flight.missed_slo else self._metrics.slo_met).inc()
+        if flight.trace is not None:
+            flight.trace.first_token(ttft_s)
+
+    def _ended(self, flight: Flight, end: pb.End) -> None:
+        self._metrics.answer_s.observe(time.monotonic() - flight.started_s)
+        if flight.prompt is None or not end.prompt_tokens:
+            return
+        self._metrics.prompt_tokens.inc(end.prompt_tokens)
+        self._metrics.cached_tokens.inc(end.cached_tokens)
+        self._placement.count_tokens(flight.prompt, end.prompt_tokens)
+
+
+def _joined(data: bytes, exchange: Exchange) -> bytes:
+    """This chunk and those right behind it: one write for all that is here."""
+    more = exchange.more_data()
+    if more is None:
+        return data
+    chunks = [data]
+    while more is not None:
+        chunks.append(more)
+        more = exchange.more_data()
+    return b"".join(chunks)
+
+
+def _given_up(failed: pb.Failed) -> ApiError:
+    """What the client hears after the last attempt."""
+    if failed.kind == pb.Failed.QUEUE_FULL:
+        return ApiError(429, "every queue is full", "rate_limit_error", "overloaded", retry_after_s=1.0)
+    if failed.kind == pb.Failed.BAD_ANSWER:
+        return ApiError(502, failed.message or "the engine broke HTTP", "upstream_error", "bad_answer")
+    return unavailable(f"no instance could answer: {failed.message}")
