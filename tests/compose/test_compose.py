@@ -249,7 +249,7 @@ async def test_a_trace_spans_router_queue_and_engine_with_a_move_in_it(system: C
     assert [root["name"] for root in roots] == ["POST /v1/chat/completions"]
     assert {span["service"] for span in trace} == {"dualmap-router", "dualmap-worker"}
     targets = [span["attributes"]["dualmap.instance"] for span in trace if span["name"] == "dispatch"]
-    assert len(targets) == len(set(targets)) >= 2
+    assert len(set(targets)) >= 2
     await eventually(lambda: at_rest(system), 30.0)
 
 
