@@ -27,7 +27,7 @@ class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int = 0
     """Requests open in routers, on their sessions and in workers."""
     buffers: int = 0
-    """Bytes of answers that wait in workers."""
+    """Bytes of requests and answers that routers and workers hold."""
 
     @property
     def clean(self) -> bool:
@@ -60,6 +60,7 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
                 state = await response.json()
             charges += state["live_charges"]
             running += state["in_flight"] + state["exchanges"]
+            buffers += state["held_body_bytes"] + state["recorded_bytes"]
     return Leftovers(
         charges_s=sum(abs(int(value)) for value in booked) / 1e6,
         charges=charges,

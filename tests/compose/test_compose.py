@@ -170,6 +170,12 @@ async def test_a_killed_container_costs_no_request(system: Compose, service: str
     assert load.wrong == []
 
 
+@pytest.mark.parametrize("service", ["engine-3", "worker-4"])
+async def test_streams_go_on_when_their_engine_or_worker_is_killed(system: Compose, service: str) -> None:
+    load = await survived(system, service, stream=True)
+    assert (load.wrong, load.retried) == ([], 0)
+
+
 @pytest.mark.parametrize("service", ["router", "gateway"])
 async def test_what_carries_a_stream_is_killed_and_a_retry_completes_it(
     system: Compose, service: str
@@ -217,20 +223,26 @@ def slow_down(system: Compose, engine: str, factor: float) -> None:
 
 
 async def test_a_trace_spans_router_queue_and_engine_with_a_move_in_it(system: Compose) -> None:
-    prompt, key = "a long way to go " * 3000, {"x-dualmap-prefix-key": "hot", "x-dualmap-policy": "paper"}
+    prompt = "a long way to go " * 3000
+    # All to one pair, and with time enough that they queue there instead of escaping.
+    ask_for = {
+        "x-dualmap-prefix-key": "hot",
+        "x-dualmap-policy": "paper",
+        "x-dualmap-slo-ttft-ms": "120000",
+    }
 
     async def ask(api: openai.AsyncOpenAI, number: int) -> str:
         raw = await api.chat.completions.with_raw_response.create(
             model=MODEL,
             messages=[{"role": "user", "content": f"{number} {prompt}"}],
             max_tokens=2,
-            extra_headers=key,
+            extra_headers=ask_for,
         )
         return raw.headers["x-dualmap-instance"]
 
     async with client(system) as api:
         hot = await ask(api, 0)
-        slow_down(system, hot.replace("worker", "engine"), 10.0)
+        slow_down(system, hot.replace("worker", "engine"), 4.0)
         asked = [asyncio.create_task(ask(api, number)) for number in range(1, 13)]
         moved = await eventually(lambda: moved_spans(system), 60.0)
         slow_down(system, hot.replace("worker", "engine"), 1.0)

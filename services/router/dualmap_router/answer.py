@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dualmap_router.errors import ApiError, ClientGoneError
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import HttpRequest, HttpResponse, Pairs
+from dualmap_router.stream_record import StreamRecord
 from dualmap_wire.v1 import worker_pb2 as pb
 
 _OWN_TO_THE_HOP = frozenset(
@@ -48,8 +49,11 @@ class Answer:
         max_bytes: int,
         own_headers: Callable[[Flight], Pairs],
         answered: Callable[[int], None],
+        record: StreamRecord | None = None,
     ) -> None:
+        """`record` keeps what the client is sent of a stream."""
         self._response = response
+        self._record = record
         self._stream = stream
         self._max_bytes = max_bytes
         self._own_headers = own_headers
@@ -82,6 +86,8 @@ class Answer:
         if not self._response.started:
             self._chunks.append(chunk)
             return
+        if self._record is not None:
+            self._record.add(chunk)
         self._response.write(chunk)
         if self._response.full:
             await self._response.room()

@@ -22,6 +22,7 @@ from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
 from dualmap_router.request import InferenceRequest, Options, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
+from dualmap_router.stream_record import StreamRecord, StreamRecords
 from dualmap_router.trace import RequestTraces
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ INFERENCE_PATHS = frozenset(
         "/v1/embeddings",
     )
 )
+
+_RESUMABLE = ("/v1/chat/completions", "/v1/completions")
 
 # vLLM has these under /v1/, yet they change the engine for everybody.
 _ADMINISTRATION = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
@@ -52,6 +55,7 @@ class Api:
         pilot: Pilot,
         metrics: RouterMetrics,
         traces: RequestTraces,
+        records: StreamRecords,
         state: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -61,6 +65,7 @@ class Api:
         self._pilot = pilot
         self._metrics = metrics
         self._traces = traces
+        self._records = records
         self._state = state
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
@@ -119,9 +124,22 @@ class Api:
         options = parse_options(request.get)
         inference = parse_inference(request.path, request.body)
         self._models.check(inference.model)
-        sink = self._answer(request, response, inference.stream)
+        record = None
+        if (
+            inference.stream
+            and options.resume
+            and request.path in _RESUMABLE
+            and self._settings.resume_streams
+        ):
+            record = self._records.open()
+        sink = self._answer(request, response, inference.stream, record)
         flight = self._flight(request, request_id, started_s, inference, options, sink)
-        await self._fly(flight, request, response)
+        flight.record = record
+        try:
+            await self._fly(flight, request, response)
+        finally:
+            if record is not None:
+                record.close()
 
     def _flight(
         self,
@@ -134,7 +152,7 @@ class Api:
     ) -> Flight:
         adapter = self._models.adapter(inference.model)
         prompt = self._placement.prompt(inference, adapter, options.prefix_key)
-        streams_openai = inference.stream and request.path in ("/v1/chat/completions", "/v1/completions")
+        streams_openai = inference.stream and request.path in _RESUMABLE
         return Flight(
             request_id=request_id,
             method="POST",
@@ -142,6 +160,8 @@ class Api:
             label=_label(request.path),
             headers=engine_headers(request),
             body=request.body,
+            first_body=request.body,
+            prefix_key=options.prefix_key,
             started_s=started_s,
             sink=sink,
             model=inference.model or "",
@@ -153,7 +173,13 @@ class Api:
             hide_usage=streams_openai and not inference.wants_usage and not inference.has_stream_options,
         )
 
-    def _answer(self, request: HttpRequest, response: HttpResponse, stream: bool) -> Answer:
+    def _answer(
+        self,
+        request: HttpRequest,
+        response: HttpResponse,
+        stream: bool,
+        record: StreamRecord | None = None,
+    ) -> Answer:
         label = _label(request.path)
         return Answer(
             response,
@@ -161,6 +187,7 @@ class Api:
             self._settings.max_answer_bytes,
             self._headers,
             lambda status: self._metrics.request(label, status),
+            record,
         )
 
     async def _fly(self, flight: Flight, request: HttpRequest, response: HttpResponse) -> None:

@@ -13,8 +13,10 @@ from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
+from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_router.stream_record import StreamRecords
 from dualmap_router.trace import RequestTraces
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
@@ -40,13 +42,29 @@ class RouterApp:
         self.metrics = RouterMetrics()
         self.watch = MembershipWatch(self.store, settings.pool, router)
         self.sessions = Sessions(router, settings.pool, settings.max_buffer_bytes, self._reachable_changed)
-        pilot = Pilot(
-            self.placement, self.sessions, self.metrics, settings.max_attempts, settings.request_timeout_s
-        )
         self.models = Models()
+        pilot = Pilot(
+            self.placement,
+            self.sessions,
+            self.metrics,
+            Resumer(self.placement, self.models),
+            settings.max_attempts,
+            settings.request_timeout_s,
+        )
+        self.records = StreamRecords(settings.max_resume_bytes, settings.max_resume_total_bytes)
         self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
         traces = RequestTraces(self._tracing, router)
-        self.api = Api(settings, router, self.placement, self.models, pilot, self.metrics, traces, self.state)
+        self.api = Api(
+            settings,
+            router,
+            self.placement,
+            self.models,
+            pilot,
+            self.metrics,
+            traces,
+            self.records,
+            self.state,
+        )
         self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused)
         self._router = router
         self._background = Background(stop)
@@ -57,6 +75,11 @@ class RouterApp:
         self.metrics.gauge("dualmap_connections", "Client connections.", lambda: len(self.http.connections))
         self.metrics.gauge(
             "dualmap_held_body_bytes", "Of requests not answered yet.", lambda: self.http.held_bytes
+        )
+        self.metrics.gauge(
+            "dualmap_recorded_bytes",
+            "Of streams, kept in case they have to be continued.",
+            lambda: self.records.held_bytes,
         )
         self.metrics.gauge("dualmap_live_charges", "Charges not released.", lambda: len(self.charges))
         self.metrics.gauge("dualmap_exchanges", "Attempts open on sessions.", lambda: self.sessions.exchanges)
@@ -79,6 +102,7 @@ class RouterApp:
             "live_charges": len(self.charges),
             "exchanges": self.sessions.exchanges,
             "held_body_bytes": self.http.held_bytes,
+            "recorded_bytes": self.records.held_bytes,
         }
 
     def _reachable_changed(self) -> None:

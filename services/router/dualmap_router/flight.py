@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from dualmap.types import ChoiceRule, Reason
+from dualmap_router.continuation import Splice
 from dualmap_router.exchange import Exchange
 from dualmap_router.placement import Placed
 from dualmap_router.prompt import Prompt
+from dualmap_router.stream_record import StreamRecord
 from dualmap_wire.v1 import worker_pb2 as pb
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Flight:
     slo_s: float = 0.0
     rule: ChoiceRule = field(default_factory=ChoiceRule)
     priority: int = 0
+    prefix_key: str | None = None
+    """What the client wants hashed instead of the prompt."""
     hide_usage: bool = False
     streamed: bool = False
     attempts: int = 0
@@ -66,6 +70,12 @@ class Flight:
     missed_slo: bool = False
     interrupted: bool = False
     """The answer broke off after the client had seen some of it."""
+    record: StreamRecord | None = None
+    """What the client was sent of a stream that may be continued elsewhere."""
+    splice: Splice | None = None
+    """Makes what comes now the continuation of what the client has seen."""
+    first_body: bytes = b""
+    """The client's, where `body` asks for the rest of an answer."""
     trace: "RequestTrace | None" = None
     """Of a request that is sampled."""
     exchange: Exchange | None = None

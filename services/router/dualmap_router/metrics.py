@@ -72,6 +72,9 @@ class RouterMetrics:
         self.client_gone = Counter(
             "dualmap_client_gone", "Clients that left before their answer ended.", registry=registry
         )
+        self.resumed = Counter(
+            "dualmap_resumed_streams", "Streams that went on with another instance.", registry=registry
+        )
         self.reconciled = Counter(
             "dualmap_charges_reconciled", "Charges that Redis had leaked or lost.", registry=registry
         )

@@ -14,6 +14,7 @@ from dualmap_router.exchange import Exchange
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
+from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -26,12 +27,14 @@ class Pilot:
         placement: Placement,
         sessions: Sessions,
         metrics: RouterMetrics,
+        resumer: Resumer,
         max_attempts: int,
         timeout_s: float,
     ) -> None:
         self._placement = placement
         self._sessions = sessions
         self._metrics = metrics
+        self._resumer = resumer
         self._max_attempts = max_attempts
         self._timeout_s = timeout_s
 
@@ -43,7 +46,13 @@ class Pilot:
         timer = asyncio.get_running_loop().call_later(self._timeout_s, flight.time_out)
         try:
             while True:
-                placed = await self._place(flight, lost, target)
+                try:
+                    placed = await self._place(flight, lost, target)
+                except ApiError as error:
+                    if not flight.sink.answered:
+                        raise
+                    await self._break(flight, error.message)
+                    return
                 try:
                     instance = placed.instance if placed is not None else self._any_instance(lost)
                     verdict = await self._attempt(flight, placed, instance)
@@ -61,14 +70,18 @@ class Pilot:
                     target = verdict.target if verdict.target in self._placement.usable else None
                     flight.reason = Reason.MOVED
                     continue
-                # 2. Lost or refused before the first byte: anywhere but there. One that drains has not failed.
+                # 2. Lost, or refused before the first byte: anywhere but there. One that drains has not failed.
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
                 failures += not drains
-                if failures >= self._max_attempts:
+                lost.add(instance)
+                if flight.sink.answered:
+                    if failures >= self._max_attempts or not await self._resume(flight, lost):
+                        await self._break(flight, verdict.message or "the engine was lost")
+                        return
+                elif failures >= self._max_attempts:
                     raise _given_up(verdict)
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
-                lost.add(instance)
                 target = None
                 flight.reason = Reason.RETRY
                 if not self._placement.usable_for(flight.prompt) - lost:
@@ -117,21 +130,29 @@ class Pilot:
         while True:
             event = await exchange.next()
             if flight.timed_out:
-                return await self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT, unanswered=True))
+                return self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT, unanswered=True))
             if flight.gone:
                 raise ClientGoneError
             if event is None:
                 if exchange.overflowed:
-                    flight.interrupted = True
-                    await flight.sink.broken("the client reads too slowly")
+                    await self._break(flight, "the client reads too slowly")
                     raise ClientGoneError
                 continue
             what, value = event
             if what == "data":
-                await flight.sink.data(_joined(value, exchange))
+                data = _joined(value, exchange)
+                if flight.splice is not None:
+                    data = flight.splice.rewrite(data)
+                if data:
+                    await flight.sink.data(data)
             elif what == "head":
                 self._first_byte(flight, placed, value)
-                await flight.sink.head(value.status, value.headers, flight)
+                if flight.splice is None:
+                    await flight.sink.head(value.status, value.headers, flight)
+                elif value.status != 200:
+                    exchange.cancel()
+                    await self._break(flight, "the engine was lost, and no other could continue its answer")
+                    return None
             elif what == "end":
                 self._ended(flight, value)
                 await flight.sink.end()
@@ -143,19 +164,33 @@ class Pilot:
                 moved: pb.Moved = value
                 return moved
             elif what == "failed":
-                return await self._failed(flight, value)
+                return self._failed(flight, value)
 
-    async def _failed(self, flight: Flight, failed: pb.Failed) -> pb.Failed | None:
-        """A failure after the client has seen something ends the answer; before, another instance may try."""
-        if not flight.sink.answered:
-            if failed.kind == pb.Failed.TIMEOUT:
-                raise ApiError(
-                    504, failed.message or "the engine did not answer in time", "timeout", "timeout"
-                )
-            return failed
+    @staticmethod
+    def _failed(flight: Flight, failed: pb.Failed) -> pb.Failed:
+        """A failure of this attempt. A time-out before the client has seen anything is the answer."""
+        if failed.kind == pb.Failed.TIMEOUT and not flight.sink.answered:
+            raise ApiError(504, failed.message or "the engine did not answer in time", "timeout", "timeout")
+        return failed
+
+    async def _resume(self, flight: Flight, lost: set[str]) -> bool:
+        """Prepare the rest of an answer that broke off half-way for another instance."""
+        usable = self._placement.usable_for(flight.prompt)
+        if flight.timed_out or flight.record is None or not usable:
+            return False
+        helper = min(usable - lost or usable, key=lambda name: len(self._sessions.get(name) or ()))
+        session = self._sessions.get(helper)
+        if session is None or not await self._resumer.resume(flight, session):
+            return False
+        self._metrics.resumed.inc()
+        if flight.trace is not None:
+            flight.trace.resumed()
+        return True
+
+    async def _break(self, flight: Flight, message: str) -> None:
+        """End an answer that the client has seen some of and that cannot be completed."""
         flight.interrupted = True
-        await flight.sink.broken(failed.message or "the engine was lost")
-        return None
+        await flight.sink.broken(message)
 
     def _any_instance(self, lost: set[str]) -> str:
         """For requests without a prefill: whoever has the least to do here, but for those who failed it."""
@@ -196,8 +231,8 @@ class Pilot:
         if placed is None:
             return
         self._placement.charges.release(placed.charge_id)
-        # A whole answer comes after its decode: that is no TTFT.
-        if not flight.streamed or head.status >= 300:
+        # A whole answer comes after its decode: that is no TTFT. Nor is the first byte of an answer's rest.
+        if not flight.streamed or head.status >= 300 or flight.splice is not None:
             return
         ttft_s = flight.ttft_s = time.monotonic() - flight.started_s
         flight.missed_slo = ttft_s > flight.slo_s
@@ -210,7 +245,7 @@ class Pilot:
 
     def _ended(self, flight: Flight, end: pb.End) -> None:
         self._metrics.answer_s.observe(time.monotonic() - flight.started_s)
-        if flight.prompt is None or not end.prompt_tokens:
+        if flight.prompt is None or not end.prompt_tokens or flight.splice is not None:
             return
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached_tokens.inc(end.cached_tokens)

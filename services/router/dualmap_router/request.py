@@ -90,6 +90,8 @@ class Options:
     priority: int | None
     prefix_key: str | None
     policy: str | None
+    resume: bool
+    """Whether a stream whose engine dies may be continued by another."""
 
 
 def parse_options(get: Callable[[str], str | None]) -> Options:
@@ -108,7 +110,10 @@ def parse_options(get: Callable[[str], str | None]) -> Options:
     prefix_key = get("x-dualmap-prefix-key")
     if prefix_key is not None and not 0 < len(prefix_key) <= 512:
         raise bad_request("x-dualmap-prefix-key must have 1 to 512 characters", "x-dualmap-prefix-key")
-    return Options(None if slo_ms is None else slo_ms / 1e3, priority, prefix_key, policy)
+    resume = get("x-dualmap-resume")
+    if resume not in (None, "on", "off"):
+        raise bad_request("x-dualmap-resume must be on or off", "x-dualmap-resume")
+    return Options(None if slo_ms is None else slo_ms / 1e3, priority, prefix_key, policy, resume != "off")
 
 
 def _number(get: Callable[[str], str | None], name: str, kind: Callable[[str], Any]) -> Any:

@@ -41,6 +41,12 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_buffer_bytes: Count = 4 * 1024 * 1024
     """Bytes of one answer that may wait for its client before the request is cancelled."""
     max_answer_bytes: Count = 128 * 1024 * 1024
+    resume_streams: bool = True
+    """Continue a stream whose engine dies with another; x-dualmap-resume: off does without for one request."""
+    max_resume_bytes: Count = 2 * 1024 * 1024
+    """Bytes of a stream that are kept in case it has to be continued; a longer one cannot be."""
+    max_resume_total_bytes: Count = 512 * 1024 * 1024
+    """Of all streams together."""
     max_held_bytes: Count = 1024 * 1024 * 1024
     """Bytes of request bodies that have come and are not answered yet; beyond it 429."""
     max_connections: Count = 16384

@@ -79,6 +79,10 @@ class RequestTrace:
         """The first token of a stream came."""
         self._root.add_event("first_token", {"dualmap.ttft_s": ttft_s})
 
+    def resumed(self) -> None:
+        """A stream that broke off goes on with another instance."""
+        self._root.add_event("resumed")
+
     def attempted(self, verdict: pb.Moved | pb.Failed | None) -> None:
         """An attempt is over: answered, moved or failed."""
         from opentelemetry.trace import StatusCode

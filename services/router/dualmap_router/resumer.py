@@ -1,0 +1,118 @@
+"""The resumer: prepares a flight whose stream broke off to go on with another instance."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from dualmap_router.continuation import Splice, can_continue, continued, prompt_of, read_so_far
+from dualmap_router.errors import ApiError
+from dualmap_router.flight import Flight
+from dualmap_router.models import Models
+from dualmap_router.placement import Placement
+from dualmap_router.request import parse_inference
+from dualmap_router.sessions import Session
+from dualmap_wire.v1 import worker_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_TOKENIZE_S = 5.0
+
+
+class ResumeError(Exception):
+    """The stream cannot be continued; the message says why, for the log."""
+
+
+class Resumer:
+    """Turns a flight that broke off into one for the rest of its answer."""
+
+    def __init__(self, placement: Placement, models: Models) -> None:
+        self._placement = placement
+        self._models = models
+
+    async def resume(self, flight: Flight, session: Session) -> bool:
+        """Prepare the flight for its rest; false when that is not possible.
+
+        `session` leads to an instance that can tokenize the text so far.
+        """
+        try:
+            await self._resume(flight, session)
+        except ResumeError as why:
+            log.info("stream.not_resumed", extra={"request_id": flight.request_id, "why": str(why)})
+            return False
+        return True
+
+    async def _resume(self, flight: Flight, session: Session) -> None:
+        data = None if flight.record is None else flight.record.read()
+        if data is None:
+            raise ResumeError("what the client has seen was not kept")
+        so_far = read_so_far(data)
+        if so_far is None or so_far.is_finished:
+            raise ResumeError("what the client has seen cannot be continued")
+        # Always from the first request and all that was seen: this may be the second engine that dies.
+        body: dict[str, Any] = msgspec.json.decode(flight.first_body)
+        if not can_continue(body):
+            raise ResumeError("what was asked for cannot be continued")
+        prompt_ids: Sequence[int] = ()
+        if "messages" not in body:
+            prompt = prompt_of(body)
+            if prompt is None:
+                raise ResumeError("it has several prompts")
+            special = body.get("add_special_tokens", True)
+            prompt_ids = (
+                prompt if not isinstance(prompt, str) else await _ids(session, flight, body, prompt, special)
+            )
+        text_ids = await _ids(session, flight, body, so_far.text, False) if so_far.text else ()
+        rest = continued(body, so_far.text, text_ids, prompt_ids)
+        if rest is None:
+            raise ResumeError("its token limit was reached")
+        flight.body = msgspec.json.encode(rest)
+        try:
+            inference = parse_inference(flight.label, flight.body)
+        except ApiError as exc:
+            raise ResumeError(f"the rest is no request: {exc.message}") from exc
+        flight.prompt = self._placement.prompt(
+            inference, self._models.adapter(inference.model), flight.prefix_key
+        )
+        flight.splice = Splice(so_far, len(text_ids))
+
+
+async def _ids(
+    session: Session, flight: Flight, request: Mapping[str, Any], text: str, special: bool
+) -> Sequence[int]:
+    """The tokens of a text, by an engine; ResumeError when it cannot tell."""
+    ask: dict[str, Any] = {"prompt": text, "add_special_tokens": special}
+    if request.get("model"):
+        ask["model"] = request["model"]
+    submit = pb.Submit(
+        request_id=f"{flight.request_id}-tokenize",
+        method="POST",
+        path="/tokenize",
+        headers=flight.headers,
+        body=msgspec.json.encode(ask),
+    )
+    exchange = session.submit(submit)
+    status, chunks = 0, []
+    try:
+        async with asyncio.timeout(_TOKENIZE_S):
+            while (event := await exchange.next()) is not None:
+                what, value = event
+                if what == "head":
+                    status = value.status
+                elif what == "data":
+                    chunks.append(value)
+                elif what == "end":
+                    break
+                else:
+                    raise ResumeError("the text so far could not be tokenized: the engine was lost")
+    except TimeoutError as exc:
+        raise ResumeError("the text so far could not be tokenized in time") from exc
+    finally:
+        exchange.cancel()
+    try:
+        tokens: list[int] = msgspec.json.decode(b"".join(chunks))["tokens"]
+    except (msgspec.DecodeError, KeyError, TypeError) as exc:
+        raise ResumeError(f"the text so far could not be tokenized: status {status}") from exc
+    return tokens
