@@ -44,7 +44,7 @@ def _retried(records: Sequence[RequestRecord]) -> list[RequestRecord]:
     return [record for record in records if record.ok and record.reason == "retry"]
 
 
-async def test_a_killed_worker_and_a_killed_engine_cost_only_streams_that_had_begun() -> None:
+async def test_a_killed_worker_and_a_killed_engine_cost_nothing() -> None:
     # No bound on the wait: two of three instances die, and what they had has to wait for the third.
     options = StackOptions(
         routers=2,
@@ -74,8 +74,9 @@ async def test_a_killed_worker_and_a_killed_engine_cost_only_streams_that_had_be
             await until(lambda: holds(stack, lonely, running=2), 20, "requests in the lonely engine")
             stack.children["engine-2"].process.kill()
             records = await load.records()
+        # Streams that had begun go on elsewhere, what had not begun starts there.
         broken = assert_answered(records, lost=["worker-1", lonely])
-        assert {record.instance for record in broken} == {"worker-1", lonely}
+        assert broken == []
         assert _retried([record for record in records if "-streamed-" in record.request_id])
         assert _retried([record for record in records if "-whole-" in record.request_id])
         # What had not begun went on elsewhere, and what was answered without fault was done once.

@@ -87,7 +87,9 @@ class Charges:
             else:
                 del totals[charge.instance]
         # Sent even if never seen booked: a decision that missed its deadline may have booked it after all.
-        self._store.post("release", self._keys.prefix, self._router, charge_id)
+        # At once where nothing else is under way: the client's next request may go to another router, and no call
+        # of this one would take it along.
+        self._store.post("release", self._keys.prefix, self._router, charge_id, urgent=not self._live)
 
     def own_us(self, instance: str) -> tuple[int, int]:
         """(feasible, infeasible) microseconds that this router has booked on an instance."""

@@ -18,6 +18,9 @@ from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
+_MOST_HELPERS = 3
+"""How many instances are asked what a text's tokens are: more than one may just have died."""
+
 
 class Pilot:
     """Flies requests: the shell around placement and sessions."""
@@ -178,9 +181,10 @@ class Pilot:
         usable = self._placement.usable_for(flight.prompt)
         if flight.timed_out or flight.record is None or not usable:
             return False
-        helper = min(usable - lost or usable, key=lambda name: len(self._sessions.get(name) or ()))
-        session = self._sessions.get(helper)
-        if session is None or not await self._resumer.resume(flight, session):
+        sessions = [session for name in usable if (session := self._sessions.get(name)) is not None]
+        # First who has not failed this request, and has the least to do.
+        sessions.sort(key=lambda session: (session.instance in lost, len(session)))
+        if not await self._resumer.resume(flight, sessions[:_MOST_HELPERS]):
             return False
         self._metrics.resumed.inc()
         if flight.trace is not None:

@@ -32,19 +32,19 @@ class Resumer:
         self._placement = placement
         self._models = models
 
-    async def resume(self, flight: Flight, session: Session) -> bool:
+    async def resume(self, flight: Flight, sessions: Sequence[Session]) -> bool:
         """Prepare the flight for its rest; false when that is not possible.
 
-        `session` leads to an instance that can tokenize the text so far.
+        `sessions` lead to instances that may be asked to tokenize the text so far, in order.
         """
         try:
-            await self._resume(flight, session)
+            await self._resume(flight, sessions)
         except ResumeError as why:
             log.info("stream.not_resumed", extra={"request_id": flight.request_id, "why": str(why)})
             return False
         return True
 
-    async def _resume(self, flight: Flight, session: Session) -> None:
+    async def _resume(self, flight: Flight, sessions: Sequence[Session]) -> None:
         data = None if flight.record is None else flight.record.read()
         if data is None:
             raise ResumeError("what the client has seen was not kept")
@@ -62,9 +62,9 @@ class Resumer:
                 raise ResumeError("it has several prompts")
             special = body.get("add_special_tokens", True)
             prompt_ids = (
-                prompt if not isinstance(prompt, str) else await _ids(session, flight, body, prompt, special)
+                prompt if not isinstance(prompt, str) else await _ids(sessions, flight, body, prompt, special)
             )
-        text_ids = await _ids(session, flight, body, so_far.text, False) if so_far.text else ()
+        text_ids = await _ids(sessions, flight, body, so_far.text, False) if so_far.text else ()
         rest = continued(body, so_far.text, text_ids, prompt_ids)
         if rest is None:
             raise ResumeError("its token limit was reached")
@@ -80,39 +80,49 @@ class Resumer:
 
 
 async def _ids(
-    session: Session, flight: Flight, request: Mapping[str, Any], text: str, special: bool
+    sessions: Sequence[Session], flight: Flight, request: Mapping[str, Any], text: str, special: bool
 ) -> Sequence[int]:
-    """The tokens of a text, by an engine; ResumeError when it cannot tell."""
+    """The tokens of a text, by the first engine that tells; ResumeError when none does."""
     ask: dict[str, Any] = {"prompt": text, "add_special_tokens": special}
     if request.get("model"):
         ask["model"] = request["model"]
-    submit = pb.Submit(
-        request_id=f"{flight.request_id}-tokenize",
-        method="POST",
-        path="/tokenize",
-        headers=flight.headers,
-        body=msgspec.json.encode(ask),
+    body = msgspec.json.encode(ask)
+    why = ""
+    for session in sessions:
+        try:
+            async with asyncio.timeout(_TOKENIZE_S):
+                answer = await _post(session, flight, "/tokenize", body)
+            tokens: list[int] = msgspec.json.decode(answer)["tokens"]
+        except TimeoutError:
+            why = f"{session.instance} did not answer in time"
+        except (msgspec.DecodeError, KeyError, TypeError):
+            why = f"{session.instance} cannot tell"
+        else:
+            return tokens
+    raise ResumeError(f"the text so far could not be tokenized: {why}")
+
+
+async def _post(session: Session, flight: Flight, path: str, body: bytes) -> bytes:
+    """The body of an engine's answer; empty when there is none."""
+    exchange = session.submit(
+        pb.Submit(
+            request_id=f"{flight.request_id}-{path[1:]}",
+            method="POST",
+            path=path,
+            headers=flight.headers,
+            body=body,
+        )
     )
-    exchange = session.submit(submit)
-    status, chunks = 0, []
+    chunks: list[bytes] = []
     try:
-        async with asyncio.timeout(_TOKENIZE_S):
-            while (event := await exchange.next()) is not None:
-                what, value = event
-                if what == "head":
-                    status = value.status
-                elif what == "data":
-                    chunks.append(value)
-                elif what == "end":
-                    break
-                else:
-                    raise ResumeError("the text so far could not be tokenized: the engine was lost")
-    except TimeoutError as exc:
-        raise ResumeError("the text so far could not be tokenized in time") from exc
+        while (event := await exchange.next()) is not None:
+            what, value = event
+            if what == "data":
+                chunks.append(value)
+            elif what == "end":
+                return b"".join(chunks)
+            elif what == "failed":
+                break
     finally:
         exchange.cancel()
-    try:
-        tokens: list[int] = msgspec.json.decode(b"".join(chunks))["tokens"]
-    except (msgspec.DecodeError, KeyError, TypeError) as exc:
-        raise ResumeError(f"the text so far could not be tokenized: status {status}") from exc
-    return tokens
+    return b""

@@ -89,13 +89,13 @@ class Store:
         """Call a function of the library on the pool whose keys start with `prefix`."""
         return self.command("FCALL", function_name(name), 1, prefix, *args, deadline_s=deadline_s)
 
-    def post(self, name: str, prefix: str, *args: str | bytes | int | float) -> None:
+    def post(self, name: str, prefix: str, *args: str | bytes | int | float, urgent: bool = False) -> None:
         """Call a function without waiting; an outage loses the call, which callers must be able to afford.
 
-        It leaves with the next call, or by itself after a moment.
+        It leaves with the next call, or by itself after a moment; at once when it is urgent.
         """
         if self._pipeline is not None and self._misses < _MISSES_TO_OPEN:
-            self._pipeline.send(("FCALL", function_name(name), 1, prefix, *args), None)
+            self._pipeline.send(("FCALL", function_name(name), 1, prefix, *args), None, urgent=urgent)
 
     # Connection
 

@@ -45,8 +45,9 @@ class Pipeline(asyncio.Protocol):
         args: tuple[str | bytes | int | float, ...],
         future: asyncio.Future[Any] | None,
         timer: asyncio.TimerHandle | None = None,
+        urgent: bool = True,
     ) -> None:
-        """Send a command; its reply resolves `future` and cancels `timer`. One without a future may linger."""
+        """Send a command; its reply resolves `future` and cancels `timer`. What is not urgent may linger."""
         if self.lost.done():
             if timer is not None:
                 timer.cancel()
@@ -56,7 +57,7 @@ class Pipeline(asyncio.Protocol):
         # The stub describes a tuple of one.
         self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append((future, timer))
-        if future is not None:
+        if urgent:
             if not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
