@@ -138,12 +138,13 @@ class Flow:
         tap = StreamTap(self.submit.hide_usage, self.submit.path) if answer.is_stream else BodyTap()
         async for chunk in answer.chunks():
             data = tap.feed(chunk)
-            if not data:
-                continue
-            if not self._answered:
-                self._head(answer)
-            await self.outbox.room()
-            self.out(pb.Event(data=data), urgent=False)
+            if data:
+                if not self._answered:
+                    self._head(answer)
+                await self.outbox.room()
+                self.out(pb.Event(data=data), urgent=False)
+            if tap.died_of is not None:
+                raise EngineLostError(f"{self._requests.engine.url} failed in the middle: {tap.died_of}")
         if not self._answered:
             self._head(answer)
         rest = tap.finish()

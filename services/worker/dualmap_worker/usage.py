@@ -17,6 +17,8 @@ _EVENT_ENDS = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 _DATA = re.compile(rb"^data:", re.MULTILINE)
 _DELTA = re.compile(rb'"type"\s*:\s*"response\.[a-z_.]+\.delta"')
 _RESPONSES = "/v1/responses"
+# vLLM's API server outlives its engine core for a moment: it says so within the stream, with status 200.
+_DEATH = re.compile(rb'^data: ?\{"error": ?\{.*"code": ?5\d\d\b.*\}\}\s*$')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
@@ -84,6 +86,8 @@ class StreamTap:
         self._begun = False
         self._begins = _DELTA if path.partition("?")[0] == _RESPONSES else _DATA
         self.usage: Usage | None = None
+        self.died_of: str | None = None
+        """What the engine said when it failed in the middle; what it said before has been passed on."""
 
     def feed(self, chunk: bytes) -> bytes:
         """What of the bytes so far may go on: everything up to the last complete event."""
@@ -96,6 +100,7 @@ class StreamTap:
                 end = len(data)
             self._partial, data = data[end:], data[:end]
         data = self._without_usage(data) if b'"usage"' in data else data
+        data = self._before_death(data) if b'{"error"' in data else data
         return data if self._begun else self._begin(data)
 
     def finish(self) -> bytes:
@@ -111,6 +116,14 @@ class StreamTap:
         opening, self._opening, self._begun = self._opening, b"", True
         return opening
 
+    def _before_death(self, data: bytes) -> bytes:
+        events = _EVENT_ENDS.split(data)
+        for index, event in enumerate(events):
+            if _DEATH.match(event.strip()):
+                self.died_of = event.decode(errors="replace").strip()
+                return b"".join(events[:index])
+        return data
+
     def _without_usage(self, data: bytes) -> bytes:
         self.usage = find_usage(data) or self.usage
         if not self._hide:
@@ -120,6 +133,9 @@ class StreamTap:
 
 class BodyTap:
     """Watches a JSON body: its usage is within the last few kilobytes."""
+
+    died_of: str | None = None
+    """A body that breaks off breaks HTTP."""
 
     def __init__(self) -> None:
         self._tail = b""

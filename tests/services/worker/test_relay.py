@@ -11,7 +11,7 @@ import pytest
 from dualmap_wire.v1 import worker_pb2 as pb
 
 from ...waiting import eventually
-from .conftest import SocketEngine, Worker
+from .conftest import SocketEngine, Worker, whole
 
 
 async def test_a_whole_answer_to_a_request_for_a_stream_is_no_sample(worker: Worker) -> None:
@@ -189,3 +189,21 @@ async def test_the_queue_is_bounded(worker: Worker, socket_engine: SocketEngine)
     socket_engine.says = socket_engine._fine
     assert await worker.ended(worker.submit(queued=False)) == ["head", "data", "end"]
     worker.requests.cancel_all(worker.outbox)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_engine_that_says_it_died_is_lost(
+    worker: Worker, socket_engine: SocketEngine, begun: bool
+) -> None:
+    death = b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\ndata: [DONE]\n\n'
+
+    async def dies(_: asyncio.StreamWriter) -> bytes:
+        return whole((EVENT if begun else b"") + death, "text/event-stream")
+
+    socket_engine.says = dies
+    stream = worker.submit(streamed=True)
+    assert await worker.ended(stream) == (["head", "data", "failed"] if begun else ["failed"])
+    assert (worker.failure(stream).kind, worker.failure(stream).unanswered) == (
+        pb.Failed.ENGINE_LOST,
+        not begun,
+    )

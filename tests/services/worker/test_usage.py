@@ -184,3 +184,29 @@ def test_asking_for_usage_changes_nothing_else(body: dict[str, Any], after: str)
     body["stream"] = True
     asked = json.loads(ask_usage((json.dumps(body) + after).encode()))
     assert asked == {**body, "stream_options": {"include_usage": True}}
+
+
+DEATH = event(
+    {"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}
+)
+
+
+def test_an_engine_that_says_it_died_ends_the_stream_before_that() -> None:
+    tap = StreamTap(hide_usage=False)
+    assert tap.feed(delta("a") + DEATH + DONE) == delta("a")
+    assert tap.died_of is not None
+    assert "EngineCore" in tap.died_of
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        event({"error": {"message": "bad", "type": "BadRequestError", "code": 400}}),
+        delta('data: {"error": {"code": 500}}'),
+        delta('{"error"'),
+    ],
+)
+def test_other_errors_pass(said: bytes) -> None:
+    tap = StreamTap(hide_usage=False)
+    assert tap.feed(said) == said
+    assert tap.died_of is None
