@@ -7,11 +7,14 @@ import pytest
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError
-from dualmap_router.flight import Flight, Pilot
+from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
+from dualmap_router.models import Models
+from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
 from dualmap_router.prompt import Prompt
 from dualmap_router.request import InferenceRequest
+from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_service.registry import Member, Membership
@@ -71,6 +74,7 @@ class NoSink:
     """Where nothing is answered."""
 
     answered = False
+    status = 0
 
     async def head(self, status: int, headers: Sequence[pb.Header], flight: Flight) -> None: ...
 
@@ -217,8 +221,9 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     assert (placed.instance, placed.backup) == (first, second)
     assert placed.backup_cached_tokens == int(3 * prompt.chunk_tokens)
     sessions = Sessions("r", "p", 1 << 20, lambda: None)
-    pilot = Pilot(placement, sessions, RouterMetrics(), max_attempts=1, timeout_s=1.0)
-    flight = Flight("id", "POST", "/v1/completions", [], b"", 0.0, NoSink(), prompt)
+    resumer = Resumer(placement, Models())
+    pilot = Pilot(placement, sessions, RouterMetrics(), resumer, max_attempts=1, timeout_s=1.0)
+    flight = Flight("id", "POST", "/v1/completions", "/v1/completions", [], b"", 0.0, NoSink(), prompt=prompt)
     sent = pilot._submit(flight, placed).placement
     assert (sent.backup, sent.backup_cached_tokens) == (second, placed.backup_cached_tokens)
 
