@@ -96,7 +96,7 @@ def can_continue(body: Mapping[str, Any]) -> bool:
     """Whether a request's answer can be continued at all."""
     if body.get("n") not in (None, 1) or body.get("best_of") not in (None, 1):
         return False
-    if (body.get("response_format") or {"type": "text"}).get("type") != "text":
+    if body.get("response_format") not in (None, {"type": "text"}):
         return False
     if "messages" not in body and body.get("logprobs") is not None:
         return False
@@ -162,28 +162,37 @@ class Splice:
             chunk = msgspec.json.decode(event)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return b"data: " + event + b"\n\n"
-        if "choices" in chunk:
+        choices = chunk.get("choices") if isinstance(chunk, dict) else None
+        if isinstance(choices, list):
             chunk |= self._head
             chunk.pop("prompt_token_ids", None)
-            if chunk["choices"] and all(_says_nothing(choice) for choice in chunk["choices"]):
+            silent = [_says_nothing(choice) for choice in choices]
+            if silent and all(silent):
                 return b""
-            if chunk.get("usage"):
+            if isinstance(chunk.get("usage"), dict):
                 self._correct(chunk["usage"])
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
     def _correct(self, usage: dict[str, Any]) -> None:
-        usage["prompt_tokens"] = max(usage.get("prompt_tokens", 0) - self._num_tokens, 0)
-        usage["completion_tokens"] = usage.get("completion_tokens", 0) + self._num_tokens
+        usage["prompt_tokens"] = max(_count(usage, "prompt_tokens") - self._num_tokens, 0)
+        usage["completion_tokens"] = _count(usage, "completion_tokens") + self._num_tokens
         details = usage.get("prompt_tokens_details")
-        if details and details.get("cached_tokens"):
-            details["cached_tokens"] = min(details["cached_tokens"], usage["prompt_tokens"])
+        if isinstance(details, dict) and "cached_tokens" in details:
+            details["cached_tokens"] = min(_count(details, "cached_tokens"), usage["prompt_tokens"])
 
 
-def _says_nothing(choice: dict[str, Any]) -> bool:
+def _count(usage: Mapping[str, Any], name: str) -> int:
+    found = usage.get(name)
+    return found if isinstance(found, int) else 0
+
+
+def _says_nothing(choice: Any) -> bool:
     """Whether it is the opening of a chat: the client has had one. Takes a role off what says more."""
+    if not isinstance(choice, dict):
+        return False
     choice.pop("prompt_token_ids", None)
     delta = choice.get("delta")
-    if delta is None or choice.get("finish_reason") is not None:
+    if not isinstance(delta, dict) or choice.get("finish_reason") is not None:
         return False
     role = delta.pop("role", None)
     return role is not None and not any(delta.values())

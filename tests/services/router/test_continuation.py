@@ -170,6 +170,22 @@ def test_an_engines_error_passes_as_it_is() -> None:
     assert msgspec.json.decode(splice.rewrite(event)[6:]) == {"error": {"message": "no"}}
 
 
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["id", "choices", "delta", "role", "usage", "prompt_tokens", "x"]), inner
+            )
+        ),
+    )
+)
+def test_whatever_an_engine_says_is_rewritten_or_passed(value: Any) -> None:
+    read_so_far(sse(value))
+    Splice(SoFar("first", 7, "a", False), 1).rewrite(sse(value) + b"data: lorem\n\n")
+
+
 def test_records_are_bounded_each_and_together() -> None:
     records = StreamRecords(10, 15)
     first, second, third = records.open(), records.open(), records.open()
