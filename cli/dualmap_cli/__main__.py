@@ -13,6 +13,8 @@ _COMMANDS = {
     "sim-engine": ("commands.sim_engine", "sim_engine", "Run simulated engines that speak vLLM's HTTP."),
     "load": ("commands.load", "load", "Replay a workload against any OpenAI endpoint."),
     "explain": ("commands.explain", "explain", "Say where a prompt would go, and why."),
+    "plan": ("commands.plan", "plan", "What adding or draining instances would do to the prefixes."),
+    "drain": ("commands.drain", "drain", "Take instances out of service without losing a request."),
     "config": ("commands.config", "config", "Show a service's settings and where they came from."),
     "doctor": ("commands.doctor", "doctor", "Check a running system and name what is wrong."),
 }
