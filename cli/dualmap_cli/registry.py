@@ -1,8 +1,8 @@
 """What commands ask of a pool's registry."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 from redis.asyncio import Redis
@@ -11,6 +11,15 @@ from redis.exceptions import RedisError
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration, decode_registration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def pool_options(command: F) -> F:
+    """Give a command the flags that say which pool, and where its store is."""
+    url, pool = "redis://127.0.0.1:6379/0", "default"
+    command = click.option("--pool", envvar="DUALMAP_POOL", default=pool, show_default=True)(command)
+    return click.option("--redis-url", envvar="DUALMAP_REDIS_URL", default=url, show_default=True)(command)
 
 
 async def read_registrations(redis_url: str, pool: str) -> dict[str, Registration]:

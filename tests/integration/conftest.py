@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -20,10 +21,9 @@ MODEL = "sim-model"
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def session_system() -> Iterator[Stack]:
-    """Two routers, two workers, one rebalancer per test process; tests take `system`."""
-    stack = Stack(StackOptions(routers=2, workers=2, rebalancers=1, time_scale=4.0))
+def running(options: StackOptions) -> Iterator[Stack]:
+    """A system that outlives one test's event loop; a fixture yields from it."""
+    stack = Stack(options)
     with asyncio.Runner() as runner:
         runner.run(stack.__aenter__())
         try:
@@ -32,13 +32,26 @@ def session_system() -> Iterator[Stack]:
             runner.run(stack.stop())
 
 
+@asynccontextmanager
+async def healed(stack: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Stack]:
+    """A shared system for one test; after it, it must hold nothing."""
+    yield stack
+    for url in stack.engine_urls:
+        await faults(http, url, reset=True)
+    assert (await leftovers(stack)).clean
+
+
+@pytest.fixture(scope="session")
+def session_system() -> Iterator[Stack]:
+    """Two routers, two workers, one rebalancer per test process; tests take `system`."""
+    yield from running(StackOptions(routers=2, workers=2, rebalancers=1, time_scale=4.0))
+
+
 @pytest.fixture
 async def system(session_system: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Stack]:
-    """The shared system, healthy; after the test it must hold nothing."""
-    yield session_system
-    for url in session_system.engine_urls:
-        await faults(http, url, reset=True)
-    assert (await leftovers(session_system)).clean
+    """The shared system, healthy."""
+    async with healed(session_system, http) as stack:
+        yield stack
 
 
 @pytest.fixture

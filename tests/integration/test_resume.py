@@ -1,6 +1,5 @@
 """Streams whose engine dies go on with another: the client reads one answer, the right one."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.engine.canonical import canonical_prompt
 from dualmap_sim.engine.text import encode, expected_text, token_ids
 
-from .conftest import MODEL, chat, completion, faults, leftovers, samples, unique_text
+from .conftest import MODEL, chat, completion, faults, healed, running, samples, unique_text
 
 TOKENS = 40
 
@@ -21,22 +20,14 @@ TOKENS = 40
 @pytest.fixture(scope="module")
 def three() -> Iterator[Stack]:
     """One router, three instances: two may die."""
-    stack = Stack(StackOptions(routers=1, workers=3, time_scale=4.0))
-    with asyncio.Runner() as runner:
-        runner.run(stack.__aenter__())
-        try:
-            yield stack
-        finally:
-            runner.run(stack.stop())
+    yield from running(StackOptions(routers=1, workers=3, time_scale=4.0))
 
 
 @pytest.fixture
-async def healed(three: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Stack]:
+async def stack(three: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Stack]:
     """The same, whole again and at rest after each test."""
-    yield three
-    for url in three.engine_urls:
-        await faults(http, url, reset=True)
-    assert (await leftovers(three)).clean
+    async with healed(three, http) as stack:
+        yield stack
 
 
 async def die(stack: Stack, http: aiohttp.ClientSession, engines: int, after: int = 7) -> None:
@@ -69,7 +60,7 @@ async def resumed(stack: Stack, http: aiohttp.ClientSession) -> float:
 @pytest.mark.parametrize("kind", ["chat", "text", "ids"])
 @pytest.mark.parametrize("dying", [3, 2, 1])
 async def test_the_rest_comes_from_another(
-    healed: Stack, http: aiohttp.ClientSession, kind: str, dying: int
+    stack: Stack, http: aiohttp.ClientSession, kind: str, dying: int
 ) -> None:
     text = unique_text()
     path, body = "/v1/chat/completions", chat(text, max_tokens=TOKENS)
@@ -77,9 +68,9 @@ async def test_the_rest_comes_from_another(
         prompt: Any = text if kind == "text" else token_ids(encode(text.encode()))
         path, body = "/v1/completions", {**completion(prompt), "max_tokens": TOKENS}
     body["stream_options"] = {"include_usage": True}
-    before = await resumed(healed, http)
-    await die(healed, http, dying)
-    found = await events(healed, http, path, body)
+    before = await resumed(stack, http)
+    await die(stack, http, dying)
+    found = await events(stack, http, path, body)
     assert text_of(found) == expected_text(canonical_prompt(body), TOKENS)
     assert found[-1] == "[DONE]"
     chunks = found[:-1]
@@ -94,13 +85,13 @@ async def test_the_rest_comes_from_another(
         assert [c["delta"].get("role") for event in chunks for c in event["choices"]].count("assistant") == 1
     # With all three dying once, it took every one of them and one again.
     if dying == 3:
-        assert await resumed(healed, http) == before + 3
+        assert await resumed(stack, http) == before + 3
 
 
-async def test_the_official_client_notices_nothing(healed: Stack, http: aiohttp.ClientSession) -> None:
-    await die(healed, http, 3)
+async def test_the_official_client_notices_nothing(stack: Stack, http: aiohttp.ClientSession) -> None:
+    await die(stack, http, 3)
     messages: Any = [{"role": "user", "content": unique_text()}]
-    base_url = f"{healed.router_urls[0]}/v1"
+    base_url = f"{stack.router_urls[0]}/v1"
     async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as api:
         stream = await api.chat.completions.create(
             model=MODEL,
@@ -129,19 +120,19 @@ async def test_the_official_client_notices_nothing(healed: Stack, http: aiohttp.
     ],
 )
 async def test_what_cannot_go_on_ends_with_an_error(
-    healed: Stack, http: aiohttp.ClientSession, fields: dict[str, Any], headers: dict[str, str]
+    stack: Stack, http: aiohttp.ClientSession, fields: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    await die(healed, http, 3, after=1)
+    await die(stack, http, 3, after=1)
     found = await events(
-        healed, http, "/v1/chat/completions", {**chat(unique_text(), max_tokens=TOKENS), **fields}, **headers
+        stack, http, "/v1/chat/completions", {**chat(unique_text(), max_tokens=TOKENS), **fields}, **headers
     )
     assert found[-1]["error"]["code"] == "answer_interrupted"
 
 
-async def test_nobody_left_to_go_on_with(healed: Stack, http: aiohttp.ClientSession) -> None:
-    for url in healed.engine_urls:
+async def test_nobody_left_to_go_on_with(stack: Stack, http: aiohttp.ClientSession) -> None:
+    for url in stack.engine_urls:
         await faults(http, url, die_after_tokens=3)
-    found = await events(healed, http, "/v1/chat/completions", chat(unique_text(), max_tokens=TOKENS))
+    found = await events(stack, http, "/v1/chat/completions", chat(unique_text(), max_tokens=TOKENS))
     # Each try brings it further, until the router gives up.
     assert found[-1]["error"]["code"] == "answer_interrupted"
     assert len(text_of(found)) >= 12

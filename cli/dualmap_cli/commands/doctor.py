@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from dualmap_cli.leftovers import describe
+from dualmap_cli.registry import pool_options
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
@@ -36,10 +37,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 @click.command("doctor")
-@click.option(
-    "--redis-url", envvar="DUALMAP_REDIS_URL", default="redis://127.0.0.1:6379/0", show_default=True
-)
-@click.option("--pool", envvar="DUALMAP_POOL", default="default", show_default=True)
+@pool_options
 @click.option("--router", "routers", multiple=True, metavar="URL", help="A router to ask; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
 def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -> None:

@@ -8,7 +8,7 @@ import grpc
 import msgspec
 
 from dualmap_cli.leftovers import describe
-from dualmap_cli.registry import one_of, read_registrations
+from dualmap_cli.registry import one_of, pool_options, read_registrations
 from dualmap_wire.telemetry import Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub
@@ -35,10 +35,7 @@ class Drained(msgspec.Struct, frozen=True):
     show_default=True,
     help="How long running answers may take.",
 )
-@click.option(
-    "--redis-url", envvar="DUALMAP_REDIS_URL", default="redis://127.0.0.1:6379/0", show_default=True
-)
-@click.option("--pool", envvar="DUALMAP_POOL", default="default", show_default=True)
+@pool_options
 @click.option("--json", "as_json", is_flag=True, help="The outcome as one JSON object.")
 def drain(instances: tuple[str, ...], wait_s: float, redis_url: str, pool: str, as_json: bool) -> None:
     """Let INSTANCES take nothing more, give back what waits, and wait for what runs.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualmap.ring_change import RingChange, compare_rings
-from dualmap_cli.registry import one_of, read_registrations
+from dualmap_cli.registry import one_of, pool_options, read_registrations
 from dualmap_wire.telemetry import Registration
 
 _KEYS = 20_000
@@ -26,10 +26,7 @@ _KEYS = 20_000
     show_default=True,
     help="Of each instance that is added.",
 )
-@click.option(
-    "--redis-url", envvar="DUALMAP_REDIS_URL", default="redis://127.0.0.1:6379/0", show_default=True
-)
-@click.option("--pool", envvar="DUALMAP_POOL", default="default", show_default=True)
+@pool_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
 def plan(
     what: str, instances: tuple[str, ...], weight: float, redis_url: str, pool: str, as_json: bool
