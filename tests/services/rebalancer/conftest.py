@@ -109,15 +109,6 @@ def start(store: EmbeddedStore) -> Start:
     return started
 
 
-@pytest.fixture
-async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
-    """A connection to the store."""
-    connection = Store(store.url, "test")
-    assert await connection.start()
-    yield connection
-    await connection.close()
-
-
 async def perf_of(shared: Store, instance: str) -> Perf | None:
     """What `perf` holds of an instance."""
     packed = await shared.command("HGET", KEYS.perf, instance)

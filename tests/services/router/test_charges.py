@@ -1,7 +1,6 @@
 """A router's charges on a real Valkey: booked once, released once, and mended after a lost reply."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -29,14 +28,6 @@ CALL = RouteCall(
     default_speed=PrefillSpeed(0.01, 1e-4, 0.0),
     count=False,
 )
-
-
-@pytest.fixture
-async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
-    connection = Store(store.url, "test")
-    assert await connection.start()
-    yield connection
-    await connection.close()
 
 
 async def book(shared: Store, charges: Charges) -> tuple[str, Routed]:

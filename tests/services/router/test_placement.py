@@ -1,6 +1,6 @@
 """Placement on a real Valkey: what is asked of the route function, and what holds without it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -28,14 +28,6 @@ from dualmap_wire.v1 import worker_pb2 as pb
 KEYS = PoolKeys("p")
 RULE = ChoiceRule()
 TEXT = b"lorem ipsum " * 1000
-
-
-@pytest.fixture
-async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
-    connection = Store(store.url, "test")
-    assert await connection.start()
-    yield connection
-    await connection.close()
 
 
 def membership(names: Sequence[str], version: int = 1) -> Membership:

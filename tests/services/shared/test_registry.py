@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
 import msgspec
@@ -24,14 +23,6 @@ def registration(instance: str = "a", generation: int = 1, state: str = "active"
         instance=instance, pool="p", model="m", grpc_address="127.0.0.1:1", telemetry_address="tcp://127.0.0.1:2",
         generation=generation, state=state,
     )  # fmt: skip
-
-
-@pytest.fixture
-async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
-    connection = Store(store.url, "test")
-    assert await connection.start()
-    yield connection
-    await connection.close()
 
 
 async def test_instances_come_change_and_leave(shared: Store) -> None:

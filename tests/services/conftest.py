@@ -1,0 +1,17 @@
+"""What the tests of all services use."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dualmap_service.store import Store
+from dualmap_sim.embedded_store import EmbeddedStore
+
+
+@pytest.fixture
+async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
+    """A service's connection to the store."""
+    connection = Store(store.url, "test")
+    assert await connection.start()
+    yield connection
+    await connection.close()
