@@ -21,7 +21,7 @@ from dualmap_wire.telemetry import QueueReport, Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1 import worker_pb2_grpc
 from dualmap_worker.admission import Admission
-from dualmap_worker.engine import Engine, EngineLoad
+from dualmap_worker.engine import Engine, EngineInfo, EngineLoad
 from dualmap_worker.errors import EngineError
 from dualmap_worker.relay import Requests
 from dualmap_worker.servicers import ControlServicer, DataServicer
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _ENGINE_POLL_S = 0.5
 _ENGINE_MISSES = 3
+_NAMES_POLL_S = 2.0
 _GRPC_OPTIONS = (
     ("grpc.max_send_message_length", 256 << 20),
     ("grpc.max_receive_message_length", 256 << 20),
@@ -100,6 +101,7 @@ class WorkerApp:
             lease = self._lease = Lease(store, registration)
             self._background.start(every(HEARTBEAT_S, self._renew), "lease")
             self._background.start(every(_ENGINE_POLL_S, self._poll_engine), "engine")
+            self._background.start(every(_NAMES_POLL_S, self._poll_names), "names")
             self._background.start(self._publisher.run(self._report, settings.report_period_s), "telemetry")
             await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             log.info("worker.ready", extra=msgspec.structs.asdict(registration))
@@ -163,10 +165,12 @@ class WorkerApp:
             kv_tokens=int(settings.kv_tokens) or info.kv_tokens,
             adapters=info.adapters,
             max_model_len=info.max_model_len,
-            aliases=tuple(
-                name for name in (info.model, *info.aliases) if name != (settings.model or info.model)
-            ),
+            aliases=self._aliases(info),
         )
+
+    def _aliases(self, info: EngineInfo) -> tuple[str, ...]:
+        model = self._settings.model or info.model
+        return tuple(name for name in (info.model, *info.aliases) if name != model)
 
     async def _drain(self) -> int:
         """Take nothing more, and give back what waits."""
@@ -212,6 +216,20 @@ class WorkerApp:
         # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
         if self._admission.queue:
             self._requests.pump()
+
+    async def _poll_names(self) -> None:
+        """Follow what the engine serves: adapters come and go while it runs."""
+        assert self._lease is not None
+        try:
+            info = await self._engine.info()
+        except EngineError:
+            return  # whether it is there at all is not asked here
+        known = self._lease.registration
+        found = msgspec.structs.replace(known, adapters=info.adapters, aliases=self._aliases(info))
+        if found != known:
+            log.info("engine.serves", extra={"adapters": found.adapters, "aliases": found.aliases})
+            self._lease.registration = found
+            await self._lease.renew()
 
     async def _engine_back(self) -> None:
         assert self._lease is not None

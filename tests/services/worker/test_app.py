@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
+from dualmap_service.registry import MembershipWatch
+from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.app import WorkerApp
@@ -12,6 +14,7 @@ from dualmap_worker.engine import EngineLoad
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.settings import WorkerSettings
 
+from ...waiting import eventually
 from .conftest import SocketEngine, whole
 
 
@@ -33,6 +36,37 @@ async def test_of_two_that_share_a_name_the_earlier_start_ends_and_says_why(
     assert not stops[1].is_set()
     stops[1].set()
     await second
+
+
+async def test_adapters_that_come_and_go_are_registered(
+    store: EmbeddedStore, shared: Store, socket_engine: SocketEngine
+) -> None:
+    serves = b'{"data": [{"id": "m"}, {"id": "also-m"}]}'
+
+    async def says(_: asyncio.StreamWriter) -> bytes:
+        return whole(serves)
+
+    socket_engine.says = says
+    stop = asyncio.Event()
+    settings = WorkerSettings(redis_url=store.url, engine_url=socket_engine.url, instance="w", drain_s=1.0)
+    running = asyncio.create_task(WorkerApp(settings, stop).run())
+    watch = MembershipWatch(shared, settings.pool)
+
+    async def registered(*names: str) -> bool:
+        await watch.poll()
+        member = watch.current.members.get("w")
+        return member is not None and sorted(member.registration.serves) == sorted(names)
+
+    await eventually(lambda: registered("m", "also-m"))
+    serves = b'{"data": [{"id": "m"}, {"id": "lora", "parent": "m"}]}'
+    await eventually(lambda: registered("m", "lora"))
+    generation = watch.current.members["w"].registration.generation
+    serves = b'{"data": [{"id": "m"}]}'
+    await eventually(lambda: registered("m"))
+    # The same engine with the same cache: nothing that is known of it is forgotten.
+    assert watch.current.members["w"].registration.generation == generation
+    stop.set()
+    await running
 
 
 async def test_what_was_held_for_an_engine_is_handed_on_when_it_is_gone() -> None:
