@@ -114,10 +114,13 @@ class WorkerApp:
         finally:
             self._requests.close()
             await self._server.stop(0.5)
-            self._publisher.close()
-            await self._engine.close()
-            await asyncio.to_thread(self._tracing.close)
-        await self._background.close()
+            try:
+                # Before what the loops use: a poll of a closed client would look like a fault.
+                await self._background.close()
+            finally:
+                self._publisher.close()
+                await self._engine.close()
+                await asyncio.to_thread(self._tracing.close)
         log.info("worker.stopped")
 
     async def _listen(self) -> int:
@@ -151,6 +154,7 @@ class WorkerApp:
                 return None
         try:
             info = await self._engine.info()
+            _, kv_tokens = await self._engine.load()
         except EngineError as exc:
             raise ServiceFailedError(f"the engine at {settings.engine_url} cannot be used: {exc}") from exc
         host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
@@ -162,7 +166,7 @@ class WorkerApp:
             telemetry_address=f"tcp://{host}:{self._publisher.port}",
             generation=_generation(),
             weight=settings.weight,
-            kv_tokens=int(settings.kv_tokens) or info.kv_tokens,
+            kv_tokens=int(settings.kv_tokens) or kv_tokens,
             adapters=info.adapters,
             max_model_len=info.max_model_len,
             aliases=self._aliases(info),

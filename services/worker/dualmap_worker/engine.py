@@ -34,7 +34,6 @@ class EngineInfo:
     model: str
     adapters: tuple[str, ...]
     max_model_len: int
-    kv_tokens: int
     aliases: tuple[str, ...] = ()
     """Further names that it serves the model by."""
 
@@ -139,7 +138,7 @@ class Engine:
             return False
 
     async def info(self) -> EngineInfo:
-        """Model, adapters and sizes; EngineLostError when the engine cannot be asked."""
+        """What it serves; EngineLostError when the engine cannot be asked."""
         async with self.request("GET", "/v1/models") as answer:
             body = await answer.read()
         try:
@@ -150,9 +149,8 @@ class Engine:
             raise BadAnswerError("/v1/models is empty")
         base = next((model for model in models if model.parent is None), models[0])
         adapters = tuple(model.id for model in models if model.parent is not None)
-        _, kv_tokens = await self.load()
         aliases = tuple(model.id for model in models if model.parent is None and model is not base)
-        return EngineInfo(base.id, adapters, base.max_model_len or 0, kv_tokens, aliases)
+        return EngineInfo(base.id, adapters, base.max_model_len or 0, aliases)
 
     async def load(self) -> tuple[EngineLoad, int]:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""

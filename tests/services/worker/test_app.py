@@ -69,6 +69,26 @@ async def test_adapters_that_come_and_go_are_registered(
     await running
 
 
+async def test_nothing_is_asked_of_an_engine_that_was_closed(
+    store: EmbeddedStore, socket_engine: SocketEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def says(_: asyncio.StreamWriter) -> bytes:
+        return whole(b'{"data": [{"id": "m"}]}')
+
+    socket_engine.says = says
+    # Polls at every moment of a stop that takes its time, since nobody takes the last spans.
+    monkeypatch.setattr("dualmap_worker.app._ENGINE_POLL_S", 0.001)
+    monkeypatch.setattr("dualmap_worker.app._NAMES_POLL_S", 0.001)
+    stop = asyncio.Event()
+    settings = WorkerSettings(
+        redis_url=store.url, engine_url=socket_engine.url, trace_endpoint="http://127.0.0.1:9"
+    )
+    running = asyncio.create_task(WorkerApp(settings, stop).run())
+    await eventually(lambda: len(socket_engine.asked) > 20)
+    stop.set()
+    await running
+
+
 async def test_what_was_held_for_an_engine_is_handed_on_when_it_is_gone() -> None:
     app = WorkerApp(WorkerSettings(engine_url="http://127.0.0.1:1"), asyncio.Event())
     await app._engine.open()

@@ -61,4 +61,4 @@ async def test_an_engines_names() -> None:
     finally:
         await engine.close()
         await runner.cleanup()
-    assert info == EngineInfo("m", ("lora",), 4096, 0, ("m-v2",))
+    assert info == EngineInfo("m", ("lora",), 4096, ("m-v2",))
