@@ -38,9 +38,9 @@ async def ask(stack: Stack, tokens: int) -> tuple[int, str, int]:
         return response.status, response.headers["x-dualmap-instance"], answer["usage"]["completion_tokens"]
 
 
-async def instances_of(stack: Stack) -> list[str]:
+async def state_of(stack: Stack) -> dict[str, Any]:
     async with aiohttp.ClientSession() as http, http.get(f"{stack.router_urls[0]}/readyz") as response:
-        found: list[str] = (await response.json())["instances"]
+        found: dict[str, Any] = await response.json()
         return found
 
 
@@ -57,7 +57,7 @@ async def test_plan_and_drain() -> None:
         status, out, _ = await dualmap(stack.redis_url, "plan", "drain", "worker-2")
         assert status == 0
         assert "get another pair of candidates" in out
-        assert await instances_of(stack) == ["worker-1", "worker-2", "worker-3"]
+        assert (await state_of(stack))["instances"] == ["worker-1", "worker-2", "worker-3"]
 
         # A drain waits for what runs, and loses nothing.
         long = [asyncio.create_task(ask(stack, 100 + number)) for number in range(6)]
@@ -84,12 +84,11 @@ async def test_plan_and_drain() -> None:
 
 
 async def anything_runs(stack: Stack) -> bool:
-    async with aiohttp.ClientSession() as http, http.get(f"{stack.router_urls[0]}/readyz") as response:
-        return int((await response.json())["exchanges"]) == 6
+    return int((await state_of(stack))["exchanges"]) == 6
 
 
 async def only_the_third(stack: Stack) -> bool:
-    return await instances_of(stack) == ["worker-3"]
+    return (await state_of(stack))["instances"] == ["worker-3"]
 
 
 async def test_nobody_there(store: EmbeddedStore) -> None:

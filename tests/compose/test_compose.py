@@ -99,8 +99,8 @@ async def state_of(system: Compose) -> dict[str, Any]:
 async def routers_met(system: Compose, requests: int = 24) -> Counter[str]:
     met: Counter[str] = Counter()
     for _ in range(requests):
-        async with aiohttp.ClientSession() as http, http.get(f"{system.url}/readyz") as response:
-            met[(await response.json())["router"]] += response.status == 200
+        state = await state_of(system)
+        met[state["router"]] += state["ready"]
     return met
 
 

@@ -37,7 +37,8 @@ INFERENCE_PATHS = frozenset(
     )
 )
 
-_RESUMABLE = ("/v1/chat/completions", "/v1/completions")
+# The two whose streams are chunks of text: usage can be asked for in them, and they can be continued.
+_TEXT_STREAMS = ("/v1/chat/completions", "/v1/completions")
 
 # vLLM has these under /v1/, yet they change the engine for everybody.
 _ADMINISTRATION = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
@@ -128,7 +129,7 @@ class Api:
         if (
             inference.stream
             and options.resume
-            and request.path in _RESUMABLE
+            and request.path in _TEXT_STREAMS
             and self._settings.resume_streams
         ):
             record = self._records.open()
@@ -152,7 +153,7 @@ class Api:
     ) -> Flight:
         adapter = self._models.adapter(inference.model)
         prompt = self._placement.prompt(inference, adapter, options.prefix_key)
-        streams_openai = inference.stream and request.path in _RESUMABLE
+        streams_openai = inference.stream and request.path in _TEXT_STREAMS
         return Flight(
             request_id=request_id,
             method="POST",

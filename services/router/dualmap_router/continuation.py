@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-_CHAT = "/v1/chat/completions"
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _DONE = b"[DONE]"
 # The grammar would begin anew in the middle, or the figures refer to an answer in one piece.

@@ -1,9 +1,9 @@
 """Tracing: spans of a request across router, worker and engine, exported over OTLP/gRPC.
 
 The router decides once whether a request is sampled: as its caller's `traceparent` says, else by chance. Who gets a
-`traceparent` with the sampled flag makes spans too. Where no endpoint is set, or a request is not sampled, there is no
-span, and OpenTelemetry is not even imported. The SDK's own thread exports in batches and drops what a dead collector
-does not take.
+`traceparent` with the sampled flag makes spans too. Where no endpoint is set OpenTelemetry is not even imported; a
+request that is not sampled makes no span. The SDK's own thread exports in batches and drops what a dead collector does
+not take.
 """
 
 import logging
@@ -35,10 +35,12 @@ class Tracing:
 
     def _start(self, service: str, instance: str, endpoint: str) -> None:
         # A second of imports, for those who trace.
+        from opentelemetry.context import Context
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         # A collector that is away is no news every few seconds.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
@@ -49,6 +51,8 @@ class Tracing:
         )
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
         self._tracer = self._provider.get_tracer("dualmap")
+        self._propagator = TraceContextTextMapPropagator()
+        self._nothing = Context()
 
     @property
     def enabled(self) -> bool:
@@ -62,16 +66,14 @@ class Tracing:
         """
         if self._provider is None:
             return None
-        from opentelemetry.context import Context
-        from opentelemetry.trace import get_current_span
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
         if traceparent is not None:
-            context = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+            from opentelemetry.trace import get_current_span
+
+            context = self._propagator.extract({"traceparent": traceparent}, self._nothing)
             parent = get_current_span(context).get_span_context()
             if parent.is_valid:
                 return context if parent.trace_flags.sampled else None
-        return Context() if chance and random.random() < self._share else None
+        return self._nothing if chance and random.random() < self._share else None
 
     def span(
         self,

@@ -75,10 +75,7 @@ async def test_a_lost_reply_is_mended(shared: Store, store: EmbeddedStore) -> No
     charges = Charges(shared, "p", "r")
     kept, _ = await book(shared, charges)
     charge_id = charges.open()
-    store.pause()
-    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
-    with pytest.raises(StoreUnavailableError):
-        await late
+    await book_too_late(shared, store, charge_id)
     # Without its release, as when the connection is lost right then.
     charges._live.pop(charge_id)
     store.resume()
@@ -90,13 +87,18 @@ async def test_a_lost_reply_is_mended(shared: Store, store: EmbeddedStore) -> No
     assert await held(shared) == (0, 0)
 
 
-async def test_a_release_after_a_missed_deadline_is_enough(shared: Store, store: EmbeddedStore) -> None:
-    charges = Charges(shared, "p", "r")
-    charge_id = charges.open()
+async def book_too_late(shared: Store, store: EmbeddedStore, charge_id: str) -> None:
+    """Decide on a frozen store: the call misses its deadline, and books when the store goes on."""
     store.pause()
     late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
     with pytest.raises(StoreUnavailableError):
         await late
+
+
+async def test_a_release_after_a_missed_deadline_is_enough(shared: Store, store: EmbeddedStore) -> None:
+    charges = Charges(shared, "p", "r")
+    charge_id = charges.open()
+    await book_too_late(shared, store, charge_id)
     charges.release(charge_id)
     store.resume()
     await shared.command("PING", deadline_s=10.0)
@@ -149,10 +151,7 @@ async def test_a_late_route_is_replaced_by_what_was_decided_alone(
 ) -> None:
     charges = Charges(shared, "p", "r")
     charge_id = charges.open()
-    store.pause()
-    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
-    with pytest.raises(StoreUnavailableError):
-        await late
+    await book_too_late(shared, store, charge_id)
     charges.book(charge_id, "b", 2.0, False)
     store.resume()
     await shared.command("PING", deadline_s=10.0)
