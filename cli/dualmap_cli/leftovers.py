@@ -28,6 +28,8 @@ class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
     """Requests open in routers, on their sessions and in workers."""
     buffers: int = 0
     """Bytes of requests and answers that routers and workers hold."""
+    noted: int = 0
+    """Requests whose KV events workers still note."""
 
     @property
     def clean(self) -> bool:
@@ -47,12 +49,13 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
         registrations = await redis.hvals(keys.instances)
     finally:
         await redis.aclose()
-    queued = running = buffers = 0
+    queued = running = buffers = noted = 0
     for packed in registrations:
         described = await _describe(packed)
         if described is not None:
             queued += described.queued
             running += described.running
+            noted += described.noted
             buffers += described.buffered_bytes
     async with aiohttp.ClientSession() as http:
         for url in router_urls:
@@ -67,6 +70,7 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
         queued=queued,
         sessions=running,
         buffers=buffers,
+        noted=noted,
     )
 
 

@@ -43,6 +43,8 @@ class StackOptions:
     """The first router's HTTP port, the next ones follow; 0 for free ones."""
     engine_urls: Sequence[str] = ()
     """Engines that run already, one worker each; `workers` simulated ones when empty."""
+    kv_urls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By the URL of an engine that runs already: where it publishes and where it replays its KV events."""
     engine_flags: Sequence[str] = ()
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Stack:
         self.children: dict[str, Child] = {}
         self.router_urls: list[str] = []
         self.engine_urls: list[str] = []
+        self.kv_urls = dict(options.kv_urls)
         self._num_workers = 0
 
     @property
@@ -144,6 +147,9 @@ class Stack:
         engines = ready["engines"]
         assert isinstance(engines, list)
         urls = [str(engine["url"]) for engine in engines]
+        for engine in engines:
+            if engine["kv_events"]:
+                self.kv_urls[engine["url"]] = (engine["kv_events"], engine["kv_replay"])
         self.engine_urls += urls
         self._said(f"engines    {', '.join(urls)} (simulated)")
         return urls
@@ -152,9 +158,12 @@ class Stack:
         """Start a worker beside an engine; returns its name, which is also its instance's."""
         self._num_workers += 1
         name = f"worker-{self._num_workers}"
+        kv_events_url, kv_replay_url = self.kv_urls.get(engine_url, ("", ""))
         merged = {
             "instance": name,
             "engine_url": engine_url,
+            "kv_events_url": kv_events_url,
+            "kv_replay_url": kv_replay_url,
             "age_bound_s": 60.0 / self.options.time_scale,
             **self.options.worker_flags,
             **flags,

@@ -358,6 +358,43 @@ local function own_add(keys, args)
   return n
 end
 
+-- What an instance holds, as its worker knows it from the engine's KV events: ARGV = instance, generation,
+-- 'all' or 'some', microseconds of grace, the chunks held, the chunks gone. With 'all', whatever is not held is gone.
+-- Spares what was written down within the grace: its request may still be on its way to the worker.
+-- Returns {chunks written down, chunk spared...}, or {-1} for another generation.
+local function own_sync(keys, args)
+  local prefix, instance, held, gone, spared = keys[1], args[1], args[5], {}, {}
+  if call('HGET', prefix .. 'generations', instance) ~= args[2] then return { -1 } end
+  local key, now = prefix .. 'own:' .. instance, now_us()
+  local young = now - tonumber(args[4])
+  local holds = {}
+  for i = 1, #held / 8 do holds[hash_at(held, i)] = true end
+  if args[3] == 'all' then
+    for _, chunk in ipairs(call('ZRANGE', key, 0, -1)) do
+      if not holds[chunk] then gone[#gone + 1] = chunk end
+    end
+  else
+    for i = 1, #args[6] / 8 do gone[#gone + 1] = hash_at(args[6], i) end
+  end
+  for _, chunk in ipairs(gone) do
+    local at = tonumber(call('ZSCORE', key, chunk) or 0)
+    if at > young then
+      if #spared < 1000 then spared[#spared + 1] = chunk end
+    elseif at > 0 then
+      call('ZREM', key, chunk)
+    end
+  end
+  for first = 1, #held / 8, 500 do
+    local batch = {}
+    for i = first, math.min(first + 499, #held / 8) do
+      batch[#batch + 1] = young
+      batch[#batch + 1] = hash_at(held, i)
+    end
+    call('ZADD', key, 'NX', unpack(batch))
+  end
+  return { call('ZCARD', key), unpack(spared) }
+end
+
 -- Registry -----------------------------------------------------------------------------------------------
 
 -- A worker's heartbeat: ARGV = instance, registration, generation, lease_ms. A new generation owns nothing.
@@ -488,6 +525,7 @@ redis.register_function('route_@SUFFIX@', route)
 redis.register_function('book_@SUFFIX@', book)
 redis.register_function('release_@SUFFIX@', release)
 redis.register_function('own_add_@SUFFIX@', own_add)
+redis.register_function('own_sync_@SUFFIX@', own_sync)
 redis.register_function('register_@SUFFIX@', register)
 redis.register_function('deregister_@SUFFIX@', deregister)
 redis.register_function('members_@SUFFIX@', members)

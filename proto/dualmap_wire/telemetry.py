@@ -34,6 +34,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_token: float = 4.0
     aliases: tuple[str, ...] = ()
     """Further names of the model."""
+    kv_events: bool = False
+    """The worker keeps ownership by its engine's KV events; otherwise it is what routers expect."""
 
     @property
     def serves(self) -> tuple[str, ...]:
@@ -88,6 +90,12 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     engine_running: int = 0
     engine_waiting: int = 0
     kv_use: float = 0.0
+    kv_events: bool = False
+    """Ownership follows the engine's KV events."""
+    kv_events_lost: int = 0
+    """Times that events were missed for good, since the worker began."""
+    owned_chunks: int = 0
+    """Chunks that the engine holds, or will soon, as the events tell; 0 without them."""
 
     @property
     def prefill_speed(self) -> PrefillSpeed:

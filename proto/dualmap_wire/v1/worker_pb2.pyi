@@ -170,6 +170,8 @@ class Placement(_message.Message):
     BACKUP_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     PREDICTED_TTFT_S_FIELD_NUMBER: _builtins.int
+    CHUNK_HASHES_FIELD_NUMBER: _builtins.int
+    CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
@@ -184,6 +186,9 @@ class Placement(_message.Message):
     moves: _builtins.int
     """How often the rebalancer moved it already."""
     predicted_ttft_s: _builtins.float
+    chunk_hashes: _builtins.bytes
+    """The prompt's chunk hashes, 8 bytes each, and the bytes in a chunk: what the worker keeps ownership by."""
+    chunk_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -199,10 +204,12 @@ class Placement(_message.Message):
         backup_cached_tokens: _builtins.int = ...,
         moves: _builtins.int = ...,
         predicted_ttft_s: _builtins.float = ...,
+        chunk_hashes: _builtins.bytes = ...,
+        chunk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "backup", b"backup", "backup_cached_tokens", b"backup_cached_tokens", "cached_tokens", b"cached_tokens", "charge_id", b"charge_id", "feasible", b"feasible", "moves", b"moves", "predicted_ttft_s", b"predicted_ttft_s", "priority", b"priority", "prompt_bytes", b"prompt_bytes", "prompt_tokens", b"prompt_tokens", "slo_s", b"slo_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "backup", b"backup", "backup_cached_tokens", b"backup_cached_tokens", "cached_tokens", b"cached_tokens", "charge_id", b"charge_id", "chunk_bytes", b"chunk_bytes", "chunk_hashes", b"chunk_hashes", "feasible", b"feasible", "moves", b"moves", "predicted_ttft_s", b"predicted_ttft_s", "priority", b"priority", "prompt_bytes", b"prompt_bytes", "prompt_tokens", b"prompt_tokens", "slo_s", b"slo_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,6 +572,7 @@ class DescribeReply(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
+    NOTED_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     pool: _builtins.str
     model: _builtins.str
@@ -574,6 +582,8 @@ class DescribeReply(_message.Message):
     running: _builtins.int
     sessions: _builtins.int
     buffered_bytes: _builtins.int
+    noted: _builtins.int
+    """Requests whose KV events are still noted: those here, and those that ended a moment ago."""
     def __init__(
         self,
         *,
@@ -586,10 +596,11 @@ class DescribeReply(_message.Message):
         running: _builtins.int = ...,
         sessions: _builtins.int = ...,
         buffered_bytes: _builtins.int = ...,
+        noted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffered_bytes", b"buffered_bytes", "generation", b"generation", "instance", b"instance", "model", b"model", "pool", b"pool", "queued", b"queued", "running", b"running", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffered_bytes", b"buffered_bytes", "generation", b"generation", "instance", b"instance", "model", b"model", "noted", b"noted", "pool", b"pool", "queued", b"queued", "running", b"running", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from dualmap_wire.telemetry import QueueReport
+
 _PASS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _PREFIX = "dualmap_rebalancer_"
 
@@ -40,6 +42,19 @@ class Metrics:
         self.gaps = self._counter("telemetry_gaps_total", "Telemetry messages that got lost.")
         self.garbage = self._counter("telemetry_garbage_total", "Telemetry messages that cannot be read.")
         self.restarts = self._counter("telemetry_restarts_total", "New generations seen in telemetry.")
+        self.kv_events = self._gauge(
+            "instance_kv_events",
+            "1 where ownership follows the engine's KV events, 0 where it is what routers expect.",
+            "instance",
+        )
+        self.kv_events_lost = self._gauge(
+            "instance_kv_events_lost",
+            "Times that KV events were missed for good, since its worker began.",
+            "instance",
+        )
+        self.owned_chunks = self._gauge(
+            "instance_owned_chunks", "Prompt chunks in the KV cache, as its events tell.", "instance"
+        )
         self.fold_seconds = self._histogram("fold_seconds", "Time to fold telemetry into Redis.")
         self.reaped = self._counter("reaped_total", "What the dead left behind.", "kind")
         self._pairs: set[tuple[str, str]] = set()
@@ -50,9 +65,17 @@ class Metrics:
         self._pairs.add((source, target))
         self.moves.labels(source, target, outcome).inc()
 
+    def reported(self, report: QueueReport) -> None:
+        """Take what a worker says of its engine."""
+        self.reports.labels(report.instance).inc()
+        self.kv_events.labels(report.instance).set(report.kv_events)
+        self.kv_events_lost.labels(report.instance).set(report.kv_events_lost)
+        self.owned_chunks.labels(report.instance).set(report.owned_chunks)
+
     def forget(self, instance: str) -> None:
         """Drop the series of an instance that left, so that they stay bounded by the pool's size."""
-        _remove(self.reports, instance)
+        for metric in (self.reports, self.kv_events, self.kv_events_lost, self.owned_chunks):
+            _remove(metric, instance)
         gone = {pair for pair in self._pairs if instance in pair}
         self._pairs -= gone
         for source, target in gone:
@@ -63,8 +86,8 @@ class Metrics:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(_PREFIX + name, text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(_PREFIX + name, text, labels, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(_PREFIX + name, text, labels, registry=self.registry)
@@ -73,7 +96,7 @@ class Metrics:
         return Histogram(_PREFIX + name, text, buckets=_PASS_BUCKETS, registry=self.registry)
 
 
-def _remove(counter: Counter, *labels: str) -> None:
+def _remove(metric: Counter | Gauge, *labels: str) -> None:
     """Remove one series, if it is there (removing an unknown one is an error in some versions)."""
-    counter.labels(*labels)
-    counter.remove(*labels)
+    metric.labels(*labels)
+    metric.remove(*labels)

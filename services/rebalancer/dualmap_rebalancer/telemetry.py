@@ -142,7 +142,7 @@ class Telemetry:
                 log.info("telemetry.restart", extra={"instance": name, "generation": report.generation})
             elif seq > last.seq + 1:
                 self._metrics.gaps.inc(seq - last.seq - 1)
-        self._metrics.reports.labels(name).inc()
+        self._metrics.reported(report)
         self._turn += 1
         self.heard[name] = Heard(report, seq, time.monotonic(), self._turn)
 

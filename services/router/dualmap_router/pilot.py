@@ -228,6 +228,8 @@ class Pilot:
             placement.backup_cached_tokens = placed.backup_cached_tokens
             placement.moves = flight.moves
             placement.predicted_ttft_s = placed.ttft_s
+            placement.chunk_hashes = flight.prompt.packed
+            placement.chunk_bytes = flight.prompt.chunk_bytes
         return submit
 
     def _first_byte(self, flight: Flight, placed: Placed | None, head: pb.Head) -> None:

@@ -23,13 +23,14 @@ from dualmap_wire.redis_functions import (
     RouteCall,
     Routed,
     StaleSplits,
-    pack_hashes,
     parse_route,
     parse_views,
 )
 from dualmap_wire.redis_keys import PoolKeys
 
 _STALE_RETRIES = 3
+_MOST_CHUNKS = 100_000
+"""Written down of one instance, where nothing says how many it can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ class Placement:
         """Every instance as a decision would see it now."""
         try:
             reply = await self._store.function(
-                "views", self._keys.prefix, pack_hashes(prompt.hashes), "\n".join(names).encode()
+                "views", self._keys.prefix, prompt.packed, "\n".join(names).encode()
             )
         except StoreError:
             return [local_view(name, self.charges, self.pool.membership, self.pool.typical) for name in names]
@@ -216,14 +217,17 @@ class Placement:
         if not prompt.hashes or member is None:
             return
         registration = member.registration
-        most = int(registration.kv_tokens / prompt.chunk_tokens) if registration.kv_tokens else 100_000
+        most = _MOST_CHUNKS
+        # Where the worker follows its engine's events, it says what is evicted.
+        if registration.kv_tokens and not registration.kv_events:
+            most = int(registration.kv_tokens / prompt.chunk_tokens)
         self._store.post(
             "own_add",
             self._keys.prefix,
             instance,
             str(registration.generation),
             max(most, 1),
-            pack_hashes(prompt.hashes),
+            prompt.packed,
         )
 
     def _overloaded(self, wait_s: float) -> ApiError:

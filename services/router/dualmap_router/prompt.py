@@ -8,6 +8,7 @@ from dualmap.types import ChoiceRequest
 from dualmap_router.media import MEDIA_BYTES, MEDIA_TOKENS
 from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
+from dualmap_wire.redis_functions import pack_hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +18,13 @@ class Prompt:
     model: str | None
     """The name that the request gives: not every instance may serve it."""
     hashes: list[int]
+    packed: bytes
+    """The same as Redis and the wire have them."""
     ring_key: int | None
     """Set where the key does not come from the chunks: a short prompt, or a key that the client names."""
     num_bytes: int
     num_tokens: int
+    chunk_bytes: int
     chunk_tokens: float
     """Tokens per chunk of this prompt."""
     is_text: bool
@@ -60,4 +64,14 @@ def hash_prompt(
         num_tokens = max(1, num_tokens + inference.num_media * MEDIA_TOKENS)
     chunk_tokens = chunk_bytes * num_tokens / max(num_bytes, 1)
     is_text = inference.prompt_tokens is None and not inference.num_media
-    return Prompt(inference.model, hashes, ring_key, num_bytes, num_tokens, chunk_tokens, is_text)
+    return Prompt(
+        model=inference.model,
+        hashes=hashes,
+        packed=pack_hashes(hashes),
+        ring_key=ring_key,
+        num_bytes=num_bytes,
+        num_tokens=num_tokens,
+        chunk_bytes=chunk_bytes,
+        chunk_tokens=chunk_tokens,
+        is_text=is_text,
+    )

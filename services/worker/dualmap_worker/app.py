@@ -23,6 +23,9 @@ from dualmap_wire.v1 import worker_pb2_grpc
 from dualmap_worker.admission import Admission
 from dualmap_worker.engine import Engine, EngineInfo, EngineLoad
 from dualmap_worker.errors import EngineError
+from dualmap_worker.holdings import Holdings
+from dualmap_worker.kv_feed import KvFeed
+from dualmap_worker.ownership import KvState, Ownership
 from dualmap_worker.relay import Requests
 from dualmap_worker.servicers import ControlServicer, DataServicer
 from dualmap_worker.settings import WorkerSettings
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 _ENGINE_POLL_S = 0.5
 _ENGINE_MISSES = 3
 _NAMES_POLL_S = 2.0
+_OWNERSHIP_S = 0.1
 _GRPC_OPTIONS = (
     ("grpc.max_send_message_length", 256 << 20),
     ("grpc.max_receive_message_length", 256 << 20),
@@ -70,12 +74,16 @@ class WorkerApp:
         self._publisher = Publisher(settings.host, settings.telemetry_port)
         instance = settings.instance or socket.gethostname()
         self._tracing = Tracing("worker", instance, settings.trace_endpoint, settings.trace_share)
+        self._holdings = Holdings() if settings.kv_events_url else None
+        self._feed: KvFeed | None = None
+        self._ownership: Ownership | None = None
         self._requests = Requests(
             self._engine,
             self._admission,
             settings.max_queued,
             self._publisher.changed,
             FlowTraces(self._tracing, instance),
+            self._holdings,
         )
         self._data = DataServicer(
             self._requests, settings.pool, settings.max_outbox_bytes, settings.coalesce_ms / 1e3
@@ -102,6 +110,8 @@ class WorkerApp:
             self._background.start(every(HEARTBEAT_S, self._renew), "lease")
             self._background.start(every(_ENGINE_POLL_S, self._poll_engine), "engine")
             self._background.start(every(_NAMES_POLL_S, self._poll_names), "names")
+            if self._holdings is not None:
+                self._follow_cache(self._holdings, lease, store)
             self._background.start(self._publisher.run(self._report, settings.report_period_s), "telemetry")
             await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             log.info("worker.ready", extra=msgspec.structs.asdict(registration))
@@ -119,9 +129,26 @@ class WorkerApp:
                 await self._background.close()
             finally:
                 self._publisher.close()
+                if self._feed is not None:
+                    self._feed.close()
                 await self._engine.close()
                 await asyncio.to_thread(self._tracing.close)
         log.info("worker.stopped")
+
+    def _follow_cache(self, holdings: Holdings, lease: Lease, store: Store) -> None:
+        """Follow the engine's KV events, and keep ownership by them."""
+        settings = self._settings
+        holdings.blocks.capacity_tokens = lease.registration.kv_tokens
+        self._feed = KvFeed(
+            settings.kv_events_url,
+            settings.kv_replay_url,
+            holdings.apply,
+            holdings.blocks.miss,
+            self._cache_lost,
+        )
+        self._ownership = Ownership(holdings, lease, store, self._feed)
+        self._background.start(self._feed.run(), "kv-events")
+        self._background.start(every(_OWNERSHIP_S, self._keep_ownership), "ownership")
 
     async def _listen(self) -> int:
         """Start the gRPC server; returns its port."""
@@ -235,9 +262,24 @@ class WorkerApp:
             self._lease.registration = found
             await self._lease.renew()
 
+    def _cache_lost(self) -> None:
+        """The engine began anew: it holds nothing, and what was learnt of it before is of another."""
+        if self._holdings is not None:
+            self._holdings.restarted()
+        if self._lease is not None:
+            self._lease.registration = msgspec.structs.replace(
+                self._lease.registration, generation=_generation()
+            )
+
+    async def _keep_ownership(self) -> None:
+        assert self._ownership is not None
+        await self._ownership.step(asyncio.get_running_loop().time())
+
     async def _engine_back(self) -> None:
         assert self._lease is not None
         log.info("engine.back")
+        if self._feed is not None:
+            self._feed.check_soon()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._lease.registration = msgspec.structs.replace(
             self._lease.registration, generation=_generation(), state="active"
@@ -258,6 +300,7 @@ class WorkerApp:
             registration.generation,
             registration.state,
             registration.bytes_per_token,
+            self._ownership.state if self._ownership is not None else KvState(),
         )
 
     def _describe(self) -> pb.DescribeReply:
@@ -266,6 +309,7 @@ class WorkerApp:
             running=len(self._requests) - len(self._admission.queue),
             sessions=len(self._data.outboxes),
             buffered_bytes=sum(outbox.buffered_bytes for outbox in self._data.outboxes),
+            noted=self._holdings.num_open if self._holdings is not None else 0,
         )
         if self._lease is not None:
             registration = self._lease.registration

@@ -26,3 +26,7 @@ class BadAnswerError(EngineError):
     """The engine sent something that is not HTTP."""
 
     public = "the engine broke HTTP"
+
+
+class KvEventError(Exception):
+    """An engine's KV cache event cannot be read."""

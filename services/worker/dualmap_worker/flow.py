@@ -14,6 +14,8 @@ from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.admission import Job
 from dualmap_worker.engine import EngineAnswer
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
+from dualmap_worker.holdings import Carried
+from dualmap_worker.kv_wire import SESSION_HEADER
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage
 
@@ -32,7 +34,10 @@ _FAILURES: Mapping[type[EngineError], "pb.Failed.Kind.ValueType"] = {
 class Flow:
     """One request between its router's session and the engine."""
 
-    __slots__ = ("_answered", "_requests", "_task", "_trace", "_usage", "job", "outbox", "router", "submit")
+    __slots__ = (
+        "_answered", "_requests", "_task", "_trace", "carried", "computed",
+        "job", "outbox", "router", "submit", "usage",
+    )  # fmt: skip
 
     def __init__(self, submit: pb.Submit, router: str, outbox: Outbox, requests: "Requests") -> None:
         placement = submit.placement
@@ -41,8 +46,12 @@ class Flow:
         self.outbox = outbox
         self._requests = requests
         self._task: asyncio.Task[None] | None = None
-        self._usage: Usage | None = None
+        self.usage: Usage | None = None
         self._answered = False
+        self.carried: Carried | None = None
+        """Its prompt's chunks, while the engine's KV events are followed."""
+        self.computed = False
+        """Whether the engine has prefilled it."""
         self._trace = requests.traces.begin(submit)
         self.job = Job(
             request_id=submit.request_id,
@@ -82,7 +91,7 @@ class Flow:
     def forgotten(self) -> None:
         """It has left this worker."""
         if self._trace is not None:
-            self._trace.end(self._usage)
+            self._trace.end(self.usage)
 
     def start(self) -> None:
         """Send it to the engine."""
@@ -94,7 +103,7 @@ class Flow:
         if not task.cancelled() and task.exception() is not None:
             log.error("relay.failed", extra={"request_id": self.job.request_id}, exc_info=task.exception())
             self.fail(pb.Failed.ENGINE_LOST, "internal error of the worker", not self._answered)
-        self._requests.finished(self, self._usage)
+        self._requests.finished(self, self.usage)
 
     def prefilled(self) -> None:
         """The estimate says that an unstreamed answer's prefill is over: its charge can go."""
@@ -118,6 +127,10 @@ class Flow:
         body = ask_usage(submit.body) if submit.hide_usage else submit.body
         headers = [(h.name, h.value) for h in submit.headers if h.name.lower() != "x-request-id"]
         headers.append(("x-request-id", submit.request_id))
+        if self.carried is not None:
+            # vLLM names the request by it that stored a block; a client's own would say the conversation.
+            headers = [pair for pair in headers if pair[0].lower() != SESSION_HEADER]
+            headers.append((SESSION_HEADER, self.carried.session))
         if self._trace is not None:
             headers = [pair for pair in headers if pair[0] != "traceparent"]
             headers.append(("traceparent", self._trace.started()))
@@ -150,14 +163,15 @@ class Flow:
         rest = tap.finish()
         if rest:
             self.out(pb.Event(data=rest), urgent=False)
-        self._usage = tap.usage
+        self.usage = tap.usage
 
     def _head(self, answer: EngineAnswer) -> None:
         """The first body byte: the prefill is over."""
         self._answered = True
         # An engine may answer a request for a stream with a whole body, whose first byte tells of its decode.
         self.job.streamed = self.job.streamed and answer.is_stream
-        self._requests.first_byte(self, telling=answer.status < 300)
+        self.computed = answer.status < 300
+        self._requests.first_byte(self, telling=self.computed)
         job = self.job
         if self._trace is not None:
             self._trace.first_byte(answer.status, job.prefill_s)
@@ -172,8 +186,8 @@ class Flow:
 
     def _end(self) -> None:
         end = pb.End()
-        if self._usage is not None:
-            end.prompt_tokens = self._usage.prompt_tokens
-            end.cached_tokens = self._usage.cached_tokens or 0
-            end.output_tokens = self._usage.output_tokens
+        if self.usage is not None:
+            end.prompt_tokens = self.usage.prompt_tokens
+            end.cached_tokens = self.usage.cached_tokens or 0
+            end.output_tokens = self.usage.output_tokens
         self.out(pb.Event(end=end), urgent=True)

@@ -1,6 +1,7 @@
 """The relay: all requests in this worker, from their arrival to their last byte."""
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from dualmap_worker.admission import Admission
 from dualmap_worker.engine import Engine
 from dualmap_worker.errors import EngineLostError
 from dualmap_worker.flow import Flow
+from dualmap_worker.holdings import Carried, Holdings
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.trace import FlowTraces
 from dualmap_worker.usage import Usage
@@ -24,8 +26,12 @@ class Requests:
         max_queued: int,
         changed: Callable[[], None],
         traces: FlowTraces,
+        holdings: Holdings | None = None,
     ) -> None:
+        """`holdings` follow the engine's KV events; None where it has none."""
         self._engine = engine
+        self._holdings = holdings
+        self._sessions = (f"dm-{secrets.token_hex(6)}-{number}" for number in itertools.count())
         self.traces = traces
         self._admission = admission
         self._max_queued = max_queued
@@ -62,6 +68,7 @@ class Requests:
         self._flows[outbox, submit.stream] = flow
         self._by_job[flow.job.request_id] = flow
         self.idle.clear()
+        self._carry(flow)
         if submit.queued:
             self._admission.add(flow.job)
             self.pump()
@@ -150,9 +157,39 @@ class Requests:
         self.forget(flow)
         self.pump()
 
+    def _carry(self, flow: Flow) -> None:
+        """From here on its prompt's chunks are held, or soon will be."""
+        placement = flow.submit.placement
+        if self._holdings is None or not placement.chunk_hashes:
+            return
+        packed = placement.chunk_hashes
+        flow.carried = Carried(
+            session=next(self._sessions),
+            chunks=[packed[at : at + 8] for at in range(0, len(packed), 8)],
+            chunk_bytes=placement.chunk_bytes,
+            prompt_bytes=placement.prompt_bytes,
+            prompt_tokens=placement.prompt_tokens,
+        )
+        self._holdings.arrived(flow.carried)
+
+    def _leave(self, flow: Flow) -> None:
+        """What of its prompt stays in the cache is for the engine's events to say."""
+        carried, flow.carried = flow.carried, None
+        if self._holdings is None or carried is None:
+            return
+        usage = flow.usage
+        self._holdings.left(
+            carried,
+            asyncio.get_running_loop().time(),
+            answered=flow.computed,
+            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+            cached_tokens=usage.cached_tokens if usage is not None else None,
+        )
+
     def forget(self, flow: Flow) -> None:
         """Nothing is left to do for a request."""
         flow.forgotten()
+        self._leave(flow)
         self._flows.pop((flow.outbox, flow.submit.stream), None)
         self._by_job.pop(flow.job.request_id, None)
         if not self._flows:

@@ -8,6 +8,7 @@ import zmq
 
 from dualmap_wire.telemetry import QUEUE_TOPIC, QueuedReport, QueueReport, RunningReport, encode_report
 from dualmap_worker.admission import Admission
+from dualmap_worker.ownership import KvState
 from dualmap_worker.relay import Requests
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Publisher:
 
 def queue_report(
     admission: Admission, requests: Requests, now_s: float, instance: str, pool: str, generation: int, state: str,
-    bytes_per_token: float,
+    bytes_per_token: float, kv: KvState,
 ) -> QueueReport:  # fmt: skip
     """What this worker knows now, as others should know it."""
     speed = admission.speed(now_s)
@@ -118,4 +119,7 @@ def queue_report(
         engine_running=admission.load.running,
         engine_waiting=admission.load.waiting,
         kv_use=admission.load.kv_use,
+        kv_events=kv.followed,
+        kv_events_lost=kv.num_lost,
+        owned_chunks=kv.num_chunks,
     )

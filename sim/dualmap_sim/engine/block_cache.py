@@ -20,6 +20,8 @@ class BlocksStored:
     parent_hash: int | None
     tokens: bytes
     salt: str
+    session: str | None = None
+    """Of the request that stored them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +129,28 @@ class BlockCache:
         parent_hash: int | None,
         tokens: bytes = b"",
         salt: str = "",
+        session: str | None = None,
     ) -> None:
         """Make pinned blocks findable under these hashes; a block whose content is cached already stays private."""
-        stored_any = False
-        for block, block_hash in zip(blocks, hashes, strict=True):
-            if block_hash not in self._block_of:
+        block_bytes = len(tokens) // max(len(hashes), 1)
+        first = None
+        for index, (block, block_hash) in enumerate(zip(blocks, hashes, strict=True)):
+            is_new = block_hash not in self._block_of
+            if is_new:
                 self._block_of[block_hash] = block
                 self._hash_of[block] = block_hash
-                stored_any = True
-        if stored_any and self._record:
-            self._events.append(BlocksStored(tuple(hashes), parent_hash, tokens, salt))
+                first = index if first is None else first
+            if first is not None and (not is_new or index == len(hashes) - 1):
+                stop = index + is_new
+                self._stored(BlocksStored(
+                    tuple(hashes[first:stop]), hashes[first - 1] if first else parent_hash,
+                    tokens[block_bytes * first : block_bytes * stop], salt, session,
+                ))  # fmt: skip
+                first = None
+
+    def _stored(self, event: BlocksStored) -> None:
+        if self._record:
+            self._events.append(event)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back a sequence's blocks, in sequence order; the last one is the first to be evicted."""

@@ -77,7 +77,8 @@ class GenerationApi:
         lora = body.model if body.model in self._engine.spec.loras else ""
         salt = f"{lora}\n{body.cache_salt or ''}" if lora or body.cache_salt else ""
         outputs = [(choice.output, choice.num_tokens, choice.finish) for choice in plan.choices]
-        return self._engine.generate(request_id_of(http), plan.prompt, outputs, salt)
+        session = http.headers.get("X-Session-ID")
+        return self._engine.generate(request_id_of(http), plan.prompt, outputs, salt, session)
 
     def _model_name(self, body: Sampling) -> str:
         return body.model or self._engine.spec.model

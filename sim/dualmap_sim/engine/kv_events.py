@@ -51,6 +51,7 @@ class BlockStored(msgspec.Struct, omit_defaults=True, gc=False, tag=True):
     lora_name: str | None
     extra_keys: list[tuple[str, ...] | None] | None = None
     group_idx: int | None = None
+    session_id: str | None = None
 
 
 class BlockRemoved(msgspec.Struct, omit_defaults=True, gc=False, tag=True):
@@ -75,7 +76,7 @@ class KVEventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False
 
 def _wire_event(event: CacheEvent, block_size: int, loras: Sequence[str]) -> object:
     match event:
-        case BlocksStored(hashes, parent, tokens, salt):
+        case BlocksStored(hashes, parent, tokens, salt, session):
             lora = salt.split("\n", 1)[0]
             lora_name = lora if lora in loras else None
             keys = tuple(part for part in salt.split("\n", 1) if part)
@@ -90,6 +91,7 @@ def _wire_event(event: CacheEvent, block_size: int, loras: Sequence[str]) -> obj
                 lora_name,
                 extra_keys if keys else None,
                 0,
+                session,
             )
         case BlocksRemoved(hashes):
             return BlockRemoved(list(hashes), _MEDIUM, 0)

@@ -280,6 +280,11 @@ class EngineModel:
         parent_hash = hashes[first - 1] if first else None
         tokens = sequence.tokens(first * block_size, last * block_size)
         self.cache.commit(
-            sequence.blocks[first:last], hashes[first:last], parent_hash, tokens, sequence.request.salt
+            sequence.blocks[first:last],
+            hashes[first:last],
+            parent_hash,
+            tokens,
+            sequence.request.salt,
+            sequence.request.session,
         )
         sequence.num_committed = last

@@ -139,10 +139,11 @@ class SimEngine:
         prompt: bytes,
         outputs: Sequence[tuple[Output, int, FinishReason]],
         salt: str = "",
+        session: str | None = None,
     ) -> Generation:
         """One sequence per (output, number of tokens, how it ends), all with the same tokenized prompt."""
         requests = [
-            SimRequest(self.new_key(), prompt, tokens, output, salt, finish_reason=finish)
+            SimRequest(self.new_key(), prompt, tokens, output, salt, finish_reason=finish, session=session)
             for output, tokens, finish in outputs
         ]
         return Generation(self, request_id, requests)

@@ -39,6 +39,8 @@ class SimRequest:
     num_prompt_tokens: int = 0
     block_hashes: tuple[int, ...] | None = None
     finish_reason: FinishReason = FinishReason.LENGTH
+    session: str | None = None
+    """What cache events call it: its X-Session-ID."""
 
 
 @dataclass(frozen=True, slots=True)
