@@ -1,6 +1,7 @@
 """Owned chunks: bounded, trimmed from the tail of what was used least lately, gone with the generation."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -90,3 +91,46 @@ def test_confirmed_and_evicted_chunks_count_at_once(pool: WirePool) -> None:
     pool.own_add("w1", hashes, generation=7)
     pool.client.zrem(pool.keys.own("w1"), *(pack_hashes([h]) for h in hashes[6:]))
     assert depth(pool, hashes) == 6
+
+
+GRACE_US = 1_000_000
+
+
+def sync(
+    pool: WirePool, which: str, held: list[int], gone: list[int], generation: int = 7, grace_us: int = 0
+) -> Any:
+    return pool.call("own_sync", "w1", generation, which, grace_us, pack_hashes(held), pack_hashes(gone))
+
+
+def test_a_worker_corrects_what_routers_expected(pool: WirePool) -> None:
+    pool.own_add("w1", [1, 2, 3], generation=7)
+    assert sync(pool, "some", [2, 4], [3]) == [3]
+    assert sorted(pool.owned("w1")) == [1, 2, 4]
+    assert sync(pool, "all", [2, 4, 5], []) == [3]
+    assert sorted(pool.owned("w1")) == [2, 4, 5]
+    assert sync(pool, "all", [], []) == [0]
+
+
+def test_what_a_router_has_just_written_is_spared_and_named(pool: WirePool) -> None:
+    pool.own_add("w1", [1, 2], generation=7)
+    count, *spared = sync(pool, "some", [9], [1, 8], grace_us=GRACE_US)
+    assert (count, spared) == (3, [pack_hashes([1])])
+    # What the worker wrote itself has no grace.
+    assert sync(pool, "some", [], [9], grace_us=GRACE_US) == [2]
+    assert sync(pool, "all", [], [], grace_us=GRACE_US)[0] == 2
+    assert sync(pool, "some", [], [1, 2]) == [0]
+
+
+def test_a_worker_of_another_generation_corrects_nothing(pool: WirePool) -> None:
+    pool.own_add("w1", [1], generation=7)
+    assert sync(pool, "all", [2], [], generation=6) == [-1]
+    assert pool.owned("w1") == [1]
+
+
+def test_many_chunks_are_corrected_at_once(pool: WirePool) -> None:
+    many = list(range(1, 30_001))
+    assert sync(pool, "all", many, []) == [30_000]
+    assert depth(pool, many) == 30_000
+    assert sync(pool, "all", many[:10], []) == [10]
+    pool.own_add("w1", many, generation=7, most=100_000)
+    assert len(sync(pool, "some", [], many, grace_us=GRACE_US)) == 1 + 1000

@@ -60,6 +60,8 @@ class Holdings:
         self._chunks_of: dict[BlockHash, list[Chunk]] = {}
         self._believed: OrderedDict[Chunk, int] = OrderedDict()
         self._carried: dict[Chunk, int] = {}
+        self._evicted: set[Chunk] = set()
+        """Those carried by requests that events have told the end of: what a request read may be gone by its end."""
         self._ended: deque[_Ended] = deque()
         self._changed: set[Chunk] = set()
 
@@ -171,6 +173,8 @@ class Holdings:
                 del self._carried[chunk]
             if carried.end_token(index, ended.prompt_tokens) <= in_cache_tokens:
                 self._read(chunk)
+            if not count:
+                self._evicted.discard(chunk)
             if chunk not in self:
                 self._changed.add(chunk)
 
@@ -186,7 +190,7 @@ class Holdings:
         block = self._block_of.get(chunk)
         if block is not None:
             self.blocks.confirm(block)
-        else:
+        elif chunk not in self._evicted:
             self._believed[chunk] = self.blocks.num_stored
             self._believed.move_to_end(chunk)
 
@@ -218,9 +222,12 @@ class Holdings:
         self._block_of[chunk] = block
         self._chunks_of.setdefault(block, []).append(chunk)
         self._believed.pop(chunk, None)
+        self._evicted.discard(chunk)
         self._changed.add(chunk)
 
     def _block_lost(self, block: BlockHash) -> None:
         for chunk in self._chunks_of.pop(block, ()):
             del self._block_of[chunk]
             self._changed.add(chunk)
+            if chunk in self._carried:
+                self._evicted.add(chunk)

@@ -73,7 +73,9 @@ def test_events_of_tomorrow_are_passed_over() -> None:
 def test_a_request_has_a_chain_from_the_root() -> None:
     followed = Followed()
     followed.blocks.open("r")
-    blocks = followed.apply(stored(1, 2), stored(3, 4, parent=2, session="r"), stored(8, parent=4, session="other"))
+    blocks = followed.apply(
+        stored(1, 2), stored(3, 4, parent=2, session="r"), stored(8, parent=4, session="other")
+    )
     chain = blocks.chain("r")
     assert (chain.ancestors, chain.stored, chain.rooted) == ([1, 2], [3, 4], True)
     blocks.close("r")
@@ -139,7 +141,9 @@ def test_it_follows_a_whole_cache(seed: int, num_requests: int) -> None:
             cache.release(running.pop(0))
             cached = cache.match(hashes)
             blocks = cache.allocate(hashes[:cached], len(hashes) - cached)
-        cache.commit(blocks[cached:], hashes[cached:], hashes[cached - 1] if cached else None, tokens[16 * cached :])
+        cache.commit(
+            blocks[cached:], hashes[cached:], hashes[cached - 1] if cached else None, tokens[16 * cached :]
+        )
         running.append(blocks)
         if rng.random() < 0.5:
             cache.release(running.pop(rng.randrange(len(running))))
