@@ -55,10 +55,10 @@ ENTRYPOINT ["dualmap", "rebalancer"]
 # The simulated engine, and the load generator against any OpenAI endpoint.
 FROM runtime AS sim
 COPY --from=build-sim /opt/dualmap /opt/dualmap
-EXPOSE 8100
+EXPOSE 8100 5557 5558
 HEALTHCHECK --interval=2s --timeout=2s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:8100/health"]
 ENTRYPOINT ["dualmap"]
-CMD ["sim-engine", "--host", "0.0.0.0", "--port", "8100"]
+CMD ["sim-engine", "--host", "0.0.0.0", "--port", "8100", "--kv-port", "5557"]
 
 # One address in front of any number of routers.
 FROM python:3.11-slim-bookworm AS gateway

@@ -10,7 +10,7 @@
 | charges | hash | f:<i> / i:<i> -> booked microseconds, feasible and infeasible | functions | zero when idle |
 | charges:<r> | hash | charge id -> class, microseconds, instance | functions | until released or reaped |
 | perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |
-| own:<i> | sorted set | chunk hash -> last use, microseconds | router (expected), rebalancer (confirmed) | dies with the generation |
+| own:<i> | sorted set | chunk hash -> when written, microseconds | router (expected), worker (by KV events) | dies with the generation |
 | keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits; its version follows the clock | route function | bounded by count |
 | turn | counter | decisions of `round-robin` | route function | for ever |
 | leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
