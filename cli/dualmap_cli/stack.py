@@ -135,13 +135,13 @@ class Stack:
         )
         return name
 
-    async def start_engines(self, count: int) -> list[str]:
+    async def start_engines(self, count: int, *flags: str) -> list[str]:
         """Start one process with `count` simulated engines; returns and remembers their URLs."""
         options = self.options
         name = f"engine-{sum(1 for child in self.children if child.startswith('engine')) + 1}"
         self._child(
             name, "sim-engine", "--engines", str(count), "--port", "0",
-            "--time-scale", str(options.time_scale), *options.engine_flags,
+            "--time-scale", str(options.time_scale), *options.engine_flags, *flags,
         )  # fmt: skip
         ready = await self.line(name, lambda line: "engines" in line)
         engines = ready["engines"]

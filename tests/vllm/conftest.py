@@ -1,20 +1,29 @@
-"""Real vLLM processes on the CPU, and a DualMap in front of them."""
+"""Real vLLM processes on the CPU, started once, and a DualMap in front of them."""
 
 import asyncio
 import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import Child, start_child
 
-NUM_ENGINES = 2
+from .asking import Ask
+
+NUM_ENGINES = 3
 MODEL = "tiny"
+ADAPTER = "everywhere"
+"""A LoRA adapter that all engines have."""
+RARE_ADAPTER = "rare"
+"""One that no engine has until a test loads it."""
+OPTIONS = StackOptions(routers=2, rebalancers=1, pool="vllm", slo_s=30.0)
 _START_S = 300.0
 
 
@@ -26,16 +35,17 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that only these tests know."""
-    folder = tmp_path_factory.mktemp("model")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model that only these tests know, and its adapters, by name."""
+    folder = tmp_path_factory.mktemp("models")
     maker = Path(__file__).with_name("make_model.py")
-    subprocess.run([os.environ["VLLM_PYTHON"], str(maker), str(folder)], check=True)
+    folders = [folder / name for name in (MODEL, ADAPTER, RARE_ADAPTER)]
+    subprocess.run([os.environ["VLLM_PYTHON"], str(maker), *map(str, folders)], check=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def engines(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def engines(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """URLs of vLLM's own OpenAI servers, all ready."""
     logs = tmp_path_factory.mktemp("vllm-logs")
     children, urls = [], []
@@ -44,11 +54,19 @@ def engines(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         # The module, since the `vllm` command looks for a distribution of that name.
         argv = [
             os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(model_folder), "--served-model-name", MODEL, "--load-format", "dummy",
+            "--model", str(models / MODEL), "--served-model-name", MODEL, "--dtype", "float32",
             "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
             "--enable-prompt-tokens-details", "--enable-request-id-headers",
+            "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2",
+            "--lora-modules", f"{ADAPTER}={models / ADAPTER}",
+            "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         ]  # fmt: skip
-        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", env))
         urls.append(f"http://127.0.0.1:{port}")
     try:
@@ -78,8 +96,40 @@ async def _stop(children: list[Child]) -> None:
     await asyncio.gather(*(child.stop(grace_s=15) for child in children))
 
 
+@pytest.fixture(scope="session")
+def session_system(engines: list[str]) -> Iterator[Stack]:
+    """Two routers, a worker beside each vLLM, a rebalancer; tests take `system`."""
+    stack = Stack(replace(OPTIONS, engine_urls=engines))
+    with asyncio.Runner() as runner:
+        runner.run(stack.__aenter__())
+        try:
+            yield stack
+        finally:
+            runner.run(stack.stop())
+
+
 @pytest.fixture
-async def system(engines: list[str]) -> AsyncIterator[Stack]:
-    """Two routers, a worker beside each vLLM, a rebalancer."""
-    async with Stack(StackOptions(engine_urls=engines, pool="vllm", slo_s=30.0)) as stack:
+async def system(session_system: Stack) -> AsyncIterator[Stack]:
+    """The shared system; whatever a test does, it leaves nothing."""
+    yield session_system
+    left = await settle(session_system.redis_url, OPTIONS.pool, session_system.router_urls)
+    assert left.clean, left
+
+
+@pytest.fixture
+async def own_system(engines: list[str]) -> AsyncIterator[Stack]:
+    """The same for one test alone, which may kill parts of it."""
+    async with Stack(replace(OPTIONS, engine_urls=engines)) as stack:
         yield stack
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        yield session
+
+
+@pytest.fixture
+def ask(system: Stack, http: aiohttp.ClientSession) -> Ask:
+    """Requests to the shared system and to an engine behind it."""
+    return Ask(http, system.router_urls, system.engine_urls)

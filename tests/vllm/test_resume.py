@@ -37,7 +37,7 @@ async def stable_tokens(url: str) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
-async def test_a_stream_goes_on_with_the_other_vllm(system: Stack, engines: list[str], kind: str) -> None:
+async def test_a_stream_goes_on_with_the_other_vllm(own_system: Stack, engines: list[str], kind: str) -> None:
     settings: Any = {
         "model": MODEL,
         "max_tokens": TOKENS,
@@ -54,7 +54,7 @@ async def test_a_stream_goes_on_with_the_other_vllm(system: Stack, engines: list
     async def ask(kill: bool) -> tuple[str, Any, set[str]]:
         """(text, usage, chunk ids) of a greedy answer; with `kill` its worker dies in the middle."""
         text, usage, ids = "", None, set()
-        base_url = f"{system.router_urls[0]}/v1"
+        base_url = f"{own_system.router_urls[0]}/v1"
         async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as api:
             resource: Any = api.chat.completions if kind == "chat" else api.completions
             raw = await resource.with_raw_response.create(**settings)
@@ -65,7 +65,7 @@ async def test_a_stream_goes_on_with_the_other_vllm(system: Stack, engines: list
                     text += (choice.delta.content if kind == "chat" else choice.text) or ""
                 if kill and len(text) > TOKENS // 8:
                     kill = False
-                    system.children[raw.headers["x-dualmap-instance"]].process.kill()
+                    own_system.children[raw.headers["x-dualmap-instance"]].process.kill()
         return text, usage, ids
 
     uninterrupted, expected, _ = await ask(kill=False)
@@ -74,5 +74,5 @@ async def test_a_stream_goes_on_with_the_other_vllm(system: Stack, engines: list
     assert text == uninterrupted
     assert len(ids) == 1
     assert (usage.prompt_tokens, usage.completion_tokens) == (expected.prompt_tokens, TOKENS)
-    left = await settle(system.redis_url, "vllm", system.router_urls)
+    left = await settle(own_system.redis_url, "vllm", own_system.router_urls)
     assert (left.sessions, left.charges, left.buffers) == (0, 0, 0)

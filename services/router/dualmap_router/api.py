@@ -20,7 +20,7 @@ from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
-from dualmap_router.request import InferenceRequest, Options, parse_inference, parse_options
+from dualmap_router.request import InferenceRequest, Options, model_of, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecord, StreamRecords
 from dualmap_router.trace import RequestTraces
@@ -165,7 +165,7 @@ class Api:
             prefix_key=options.prefix_key,
             started_s=started_s,
             sink=sink,
-            model=inference.model or "",
+            model=inference.model,
             prompt=prompt,
             slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
             rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
@@ -263,7 +263,7 @@ class Api:
         response.send(200, [JSON], msgspec.json.encode(report))
 
     async def _passthrough(self, request: HttpRequest, response: HttpResponse, request_id: str) -> None:
-        """Hand the request to any engine as it is."""
+        """Hand the request as it is to any engine that serves the model it names."""
         path = request.path
         inside = path.startswith(_ADMINISTRATION)
         if inside or not path.startswith(self._settings.passthrough) or ".." in path:
@@ -278,6 +278,7 @@ class Api:
             body=request.body,
             started_s=time.monotonic(),
             sink=self._answer(request, response, True),
+            model=model_of(request.body),
         )
         await self._fly(flight, request, response)
 

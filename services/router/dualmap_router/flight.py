@@ -51,7 +51,8 @@ class Flight:
     started_s: float
     """`time.monotonic()` when the body was read: uvloop's own clock stands still within a turn."""
     sink: Sink
-    model: str = ""
+    model: str | None = None
+    """The name that the request gives."""
     prompt: Prompt | None = None
     """None for what needs no prefill: it skips decision and queue."""
     slo_s: float = 0.0

@@ -57,7 +57,7 @@ class Pilot:
                     await self._break(flight, error.message)
                     return
                 try:
-                    instance = placed.instance if placed is not None else self._any_instance(lost)
+                    instance = placed.instance if placed is not None else self._any_instance(flight, lost)
                     verdict = await self._attempt(flight, placed, instance)
                     if flight.trace is not None:
                         flight.trace.attempted(verdict)
@@ -87,7 +87,7 @@ class Pilot:
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
                 target = None
                 flight.reason = Reason.RETRY
-                if not self._placement.usable_for(flight.prompt) - lost:
+                if not self._placement.usable_for(flight.model) - lost:
                     # Everything failed once: forgive, since instances come back. That all drain counts as well.
                     lost.clear()
                     failures += drains
@@ -178,7 +178,7 @@ class Pilot:
 
     async def _resume(self, flight: Flight, lost: set[str]) -> bool:
         """Prepare the rest of an answer that broke off half-way for another instance."""
-        usable = self._placement.usable_for(flight.prompt)
+        usable = self._placement.usable_for(flight.model)
         if flight.timed_out or flight.record is None or not usable:
             return False
         sessions = [session for name in usable if (session := self._sessions.get(name)) is not None]
@@ -196,9 +196,9 @@ class Pilot:
         flight.interrupted = True
         await flight.sink.broken(message)
 
-    def _any_instance(self, lost: set[str]) -> str:
-        """For requests without a prefill: whoever has the least to do here, but for those who failed it."""
-        usable = [name for name in self._placement.usable if name not in lost]
+    def _any_instance(self, flight: Flight, lost: set[str]) -> str:
+        """For requests without a prefill: who serves its model, has not failed it and has the least to do here."""
+        usable = sorted(self._placement.usable_for(flight.model) - lost)
         if not usable:
             raise unavailable("no instance of this model can be reached")
         return min(usable, key=lambda name: len(self._sessions.get(name) or ()))

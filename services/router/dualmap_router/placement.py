@@ -72,9 +72,9 @@ class Placement:
         """Instances that can be sent to now, sorted."""
         return self.pool.everyone.names
 
-    def usable_for(self, prompt: Prompt | None) -> frozenset[str]:
-        """Those of them that serve the prompt's model."""
-        return self.pool.offer(None if prompt is None else prompt.model).members
+    def usable_for(self, model: str | None) -> frozenset[str]:
+        """Those of them that serve a model or an adapter."""
+        return self.pool.offer(model).members
 
     def prompt(self, inference: InferenceRequest, adapter: str, prefix_key: str | None) -> Prompt:
         """Hash a request's prompt, and estimate its tokens where they are not known."""

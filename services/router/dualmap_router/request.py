@@ -18,11 +18,15 @@ from dualmap_router.errors import ApiError, bad_request
 from dualmap_router.media import without_media
 
 _TokenId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
-_Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
 
 
 class _Common(msgspec.Struct, kw_only=True):
@@ -30,7 +34,7 @@ class _Common(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     cache_salt: str | None = None
-    priority: _Int32 | None = None
+    priority: _Int64 | None = None
 
 
 class _Message(msgspec.Struct):
@@ -45,7 +49,8 @@ class _Chat(_Common, kw_only=True):
 
 
 class _Completion(_Common, kw_only=True):
-    prompt: str | list[_TokenId | str | list[_TokenId]]
+    prompt: str | list[_TokenId | str | list[_TokenId]] | None = None
+    prompt_embeds: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Loose(_Common, kw_only=True):
@@ -58,6 +63,7 @@ class _Loose(_Common, kw_only=True):
     input: msgspec.Raw = msgspec.Raw(b"")
 
 
+_named = msgspec.json.Decoder(_Named)
 _chat = msgspec.json.Decoder(_Chat)
 _completion = msgspec.json.Decoder(_Completion)
 _loose = msgspec.json.Decoder(_Loose)
@@ -104,6 +110,8 @@ def parse_options(get: Callable[[str], str | None]) -> Options:
     priority = _number(get, "x-dualmap-priority", int)
     if priority is not None and not -(2**31) <= priority < 2**31:
         raise bad_request("x-dualmap-priority must fit 32 bits", "x-dualmap-priority")
+    if priority is None:
+        priority = _vllm_priority(get("x-vllm-priority"))
     policy = get("x-dualmap-policy")
     if policy is not None and policy not in POLICIES:
         raise bad_request(f"x-dualmap-policy must be one of {', '.join(POLICIES)}", "x-dualmap-policy")
@@ -116,6 +124,14 @@ def parse_options(get: Callable[[str], str | None]) -> Options:
     return Options(None if slo_ms is None else slo_ms / 1e3, priority, prefix_key, policy, resume != "off")
 
 
+def _vllm_priority(text: str | None) -> int | None:
+    """vLLM's own header orders our queue as well; like vLLM, it overlooks what is no number."""
+    try:
+        return None if text is None else _queue_priority(int(text))
+    except ValueError:
+        return None
+
+
 def _number(get: Callable[[str], str | None], name: str, kind: Callable[[str], Any]) -> Any:
     text = get(name)
     if text is None:
@@ -124,6 +140,14 @@ def _number(get: Callable[[str], str | None], name: str, kind: Callable[[str], A
         return kind(text)
     except ValueError:
         raise bad_request(f"{name} must be a number, not {text[:40]!r}", name) from None
+
+
+def model_of(body: bytes) -> str | None:
+    """The model that any body names; None when it names none or is not JSON."""
+    try:
+        return _named.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def parse_inference(path: str, body: bytes) -> InferenceRequest:
@@ -162,6 +186,8 @@ def _parse_chat(body: bytes) -> InferenceRequest:
 def _parse_completion(body: bytes) -> InferenceRequest:
     completion = _completion.decode(body)
     prompt = completion.prompt
+    if prompt is None and len(completion.prompt_embeds):
+        return _request(completion, bytes(completion.prompt_embeds), None)
     if not prompt or prompt in ([""], [[]]):
         raise bad_request("prompt must not be empty", "prompt")
     if isinstance(prompt, str):
@@ -189,6 +215,11 @@ def _parse_loose(body: bytes) -> InferenceRequest:
     return _request(loose, prompt, None, in_messages + in_input)
 
 
+def _queue_priority(value: int) -> int:
+    """Engines take 64 bits, the wire 32: what is beyond comes first or last."""
+    return max(-(2**31), min(value, 2**31 - 1))
+
+
 def _request(
     common: _Common, prompt: bytes, prompt_tokens: int | None, num_media: int = 0
 ) -> InferenceRequest:
@@ -201,6 +232,6 @@ def _request(
         prompt=prompt,
         prompt_tokens=prompt_tokens,
         cache_salt=common.cache_salt or "",
-        priority=common.priority or 0,
+        priority=_queue_priority(common.priority or 0),
         num_media=num_media,
     )

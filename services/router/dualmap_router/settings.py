@@ -61,6 +61,7 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     """How long running answers may take after SIGTERM."""
     passthrough: tuple[str, ...] = (
         "/v1/",
+        "/v2/",
         "/tokenize",
         "/detokenize",
         "/pooling",

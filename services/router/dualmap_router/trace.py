@@ -145,7 +145,7 @@ class RequestTraces:
         if flight.prompt is not None:
             attributes |= {
                 "gen_ai.operation.name": _OPERATIONS.get(flight.label, flight.label),
-                "gen_ai.request.model": flight.model,
+                "gen_ai.request.model": flight.model or "",
                 "dualmap.prompt_tokens": flight.prompt.num_tokens,
                 "dualmap.slo_ttft_s": flight.slo_s,
                 "dualmap.streamed": flight.streamed,

@@ -33,6 +33,8 @@ class _Usage(msgspec.Struct):
     output_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
 
 _decoder = msgspec.json.Decoder(_Usage)
@@ -59,9 +61,12 @@ def find_usage(data: bytes) -> Usage | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     details = usage.prompt_tokens_details or usage.input_tokens_details
+    # Anthropic's input_tokens are what is left of the prompt beside these two.
+    read = usage.cache_read_input_tokens
+    beside = (read or 0) + (usage.cache_creation_input_tokens or 0)
     return Usage(
-        prompt_tokens=usage.prompt_tokens or usage.input_tokens or 0,
-        cached_tokens=None if details is None else details.cached_tokens,
+        prompt_tokens=usage.prompt_tokens or (usage.input_tokens or 0) + beside,
+        cached_tokens=read if details is None else details.cached_tokens,
         output_tokens=usage.completion_tokens or usage.output_tokens or 0,
     )
 
@@ -132,27 +137,26 @@ class StreamTap:
 
 
 class BodyTap:
-    """Watches a JSON body: its usage is within the last few kilobytes."""
+    """Watches a JSON body for its usage: near the end, unless token ids or log probabilities of the prompt follow."""
 
     died_of: str | None = None
     """A body that breaks off breaks HTTP."""
 
     def __init__(self) -> None:
         self._tail = b""
+        self.usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """The chunk as it is."""
-        self._tail = (self._tail + chunk)[-_MAX_TAIL_BYTES:]
+        seen = self._tail + chunk
+        if b'"usage"' in seen:
+            self.usage = find_usage(seen) or self.usage
+        self._tail = seen[-_MAX_TAIL_BYTES:]
         return chunk
 
     def finish(self) -> bytes:
         """Nothing is held back."""
         return b""
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the body's end says."""
-        return find_usage(self._tail)
 
 
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')

@@ -96,7 +96,7 @@ async def test_a_move_to_who_does_not_serve_it_is_decided_anew() -> None:
 async def test_nobody_left_who_serves_it() -> None:
     placement = a_placement()
     prompt = placement.prompt(request("prompt", "lora"), "lora", None)
-    assert placement.usable_for(prompt) == set(ADAPTED)
+    assert placement.usable_for("lora") == set(ADAPTED)
     assert placement.usable_for(None) == set(NAMES)
     with pytest.raises(ApiError) as refused:
         await placement.place(prompt, 5.0, ChoiceRule(), exclude=set(ADAPTED))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap_router.errors import ApiError
-from dualmap_router.request import InferenceRequest, parse_inference, parse_options
+from dualmap_router.request import InferenceRequest, model_of, parse_inference, parse_options
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LOOSE = ("/v1/embeddings", "/v1/responses", "/v1/messages")
@@ -49,6 +49,33 @@ def test_defaults_and_values() -> None:
     assert (got.model, got.cache_salt, got.priority, got.prompt_tokens) == (None, "", 0, None)
     got = parse(TEXT, prompt="a", model="m", cache_salt="t", priority=-5, unknown={"x": [1]})
     assert (got.model, got.cache_salt, got.priority) == ("m", "t", -5)
+
+
+@pytest.mark.parametrize(("given", "queued"), [(2**40, 2**31 - 1), (-(2**63), -(2**31)), (None, 0), (7, 7)])
+def test_an_engine_takes_wider_priorities_than_the_queue(given: int | None, queued: int) -> None:
+    assert parse(CHAT, messages=messages("a"), priority=given).priority == queued
+
+
+def test_embeddings_in_place_of_a_prompt() -> None:
+    one, two = (parse(TEXT, prompt_embeds=embeds) for embeds in ("AAAA", ["BBBB"]))
+    assert (one.prompt, two.prompt) == (b'"AAAA"', b'["BBBB"]')
+    assert parse(TEXT, prompt="a", prompt_embeds="AAAA").prompt == b"a"
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model": "m", "file": "x"}', "m"),
+        (b'{"model": null}', None),
+        (b'{"model": 5}', None),
+        (b"[]", None),
+        (b"", None),
+        (b"--boundary\r\n", None),
+        (b'{"model": "\xff"}', None),
+    ],
+)
+def test_the_model_of_any_body(body: bytes, model: str | None) -> None:
+    assert model_of(body) == model
 
 
 @pytest.mark.parametrize(
@@ -193,6 +220,21 @@ def test_headers_become_options() -> None:
         }.get
     )
     assert (got.slo_s, got.priority, got.prefix_key, got.policy) == (1.5005, -2, "k", "paper")
+
+
+@pytest.mark.parametrize(
+    ("headers", "priority"),
+    [
+        ({"x-vllm-priority": "4"}, 4),
+        ({"x-vllm-priority": "4", "x-dualmap-priority": "-1"}, -1),
+        ({"x-vllm-priority": "soon"}, None),
+        ({"x-vllm-priority": str(2**40)}, 2**31 - 1),
+    ],
+)
+def test_vllms_priority_header_counts_unless_ours_says_otherwise(
+    headers: dict[str, str], priority: int | None
+) -> None:
+    assert parse_options(headers.get).priority == priority
 
 
 @given(

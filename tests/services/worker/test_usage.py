@@ -59,6 +59,27 @@ def test_what_passes_is_the_stream_without_its_usage_event(
     assert tap.usage == FOUND
 
 
+@pytest.mark.parametrize(
+    ("usage", "found"),
+    [
+        ({"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 3}, FOUND),
+        (
+            {
+                "input_tokens": 2,
+                "cache_read_input_tokens": 4,
+                "cache_creation_input_tokens": 1,
+                "output_tokens": 3,
+            },
+            FOUND,
+        ),
+        ({"input_tokens": 7, "output_tokens": 3}, Usage(7, None, 3)),
+        ({"input_tokens": 7, "cache_read_input_tokens": None, "output_tokens": 3}, Usage(7, None, 3)),
+    ],
+)
+def test_anthropics_input_tokens_leave_out_the_cached(usage: dict[str, int], found: Usage) -> None:
+    assert find_usage(event({"type": "message_delta", "usage": usage})) == found
+
+
 def test_a_usage_event_that_ends_the_stream_unfinished() -> None:
     tap = StreamTap(hide_usage=True)
     assert passed(tap, [delta("a"), LAST.strip()]) == delta("a")
@@ -166,9 +187,11 @@ def test_find_usage(data: bytes, usage: Usage | None) -> None:
     assert find_usage(data) == usage
 
 
-@given(st.text(max_size=6000), st.data())
-def test_a_body_passes_whole_and_its_usage_is_found(text: str, data: st.DataObject) -> None:
-    body = json.dumps({"choices": [{"text": text}], "usage": USAGE}).encode()
+@given(st.text(max_size=6000), st.integers(0, 5000), st.data())
+def test_a_body_passes_whole_and_its_usage_is_found(text: str, behind: int, data: st.DataObject) -> None:
+    # vLLM puts the prompt's token ids behind a chat's usage.
+    whole = {"choices": [{"text": text}], "usage": USAGE, "prompt_token_ids": [7] * behind}
+    body = json.dumps(whole).encode()
     tap = BodyTap()
     chunks = data.draw(cuts(body))
     assert b"".join(tap.feed(chunk) for chunk in chunks) + tap.finish() == body
