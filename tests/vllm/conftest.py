@@ -1,10 +1,12 @@
 """Real vLLM processes on the CPU, started once, and a DualMap in front of them."""
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +25,12 @@ ADAPTER = "everywhere"
 """A LoRA adapter that all engines have."""
 RARE_ADAPTER = "rare"
 """One that no engine has until a test loads it."""
+KV_TOKENS = 24_576
+BLOCK_TOKENS = 32
 OPTIONS = StackOptions(routers=2, rebalancers=1, pool="vllm", slo_s=30.0)
 _START_S = 300.0
+_REPORTED: list[str] = []
+Report = Callable[[str], None]
 
 
 def _free_port() -> int:
@@ -45,11 +51,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engines(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def kv_urls() -> Iterator[list[tuple[str, str]]]:
+    """Where each engine publishes and replays its KV events; a socket's path must be short."""
+    with tempfile.TemporaryDirectory(prefix="dm-") as folder:
+        yield [
+            (f"ipc://{folder}/events-{number}", f"ipc://{folder}/replay-{number}")
+            for number in range(NUM_ENGINES)
+        ]
+
+
+@pytest.fixture(scope="session")
+def engines(
+    models: Path, kv_urls: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[str]]:
     """URLs of vLLM's own OpenAI servers, all ready."""
     logs = tmp_path_factory.mktemp("vllm-logs")
     children, urls = [], []
-    for number in range(NUM_ENGINES):
+    for number, (events_url, replay_url) in enumerate(kv_urls):
+        kv_events = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": events_url,
+            "replay_endpoint": replay_url,
+        }
         port = _free_port()
         # The module, since the `vllm` command looks for a distribution of that name.
         argv = [
@@ -57,6 +81,9 @@ def engines(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "--model", str(models / MODEL), "--served-model-name", MODEL, "--dtype", "float32",
             "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
             "--enable-prompt-tokens-details", "--enable-request-id-headers",
+            # Few blocks, so that prompts are evicted.
+            "--num-gpu-blocks-override", str(KV_TOKENS // BLOCK_TOKENS), "--block-size", str(BLOCK_TOKENS),
+            "--kv-events-config", json.dumps(kv_events),
             "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2",
             "--lora-modules", f"{ADAPTER}={models / ADAPTER}",
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
@@ -97,9 +124,15 @@ async def _stop(children: list[Child]) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_system(engines: list[str]) -> Iterator[Stack]:
+def options(engines: list[str], kv_urls: list[tuple[str, str]]) -> StackOptions:
+    """A DualMap in front of all three."""
+    return replace(OPTIONS, engine_urls=engines, kv_urls=dict(zip(engines, kv_urls, strict=True)))
+
+
+@pytest.fixture(scope="session")
+def session_system(options: StackOptions) -> Iterator[Stack]:
     """Two routers, a worker beside each vLLM, a rebalancer; tests take `system`."""
-    stack = Stack(replace(OPTIONS, engine_urls=engines))
+    stack = Stack(options)
     with asyncio.Runner() as runner:
         runner.run(stack.__aenter__())
         try:
@@ -117,9 +150,9 @@ async def system(session_system: Stack) -> AsyncIterator[Stack]:
 
 
 @pytest.fixture
-async def own_system(engines: list[str]) -> AsyncIterator[Stack]:
+async def own_system(options: StackOptions) -> AsyncIterator[Stack]:
     """The same for one test alone, which may kill parts of it."""
-    async with Stack(replace(OPTIONS, engine_urls=engines)) as stack:
+    async with Stack(options) as stack:
         yield stack
 
 
@@ -133,3 +166,15 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 def ask(system: Stack, http: aiohttp.ClientSession) -> Ask:
     """Requests to the shared system and to an engine behind it."""
     return Ask(http, system.router_urls, system.engine_urls)
+
+
+@pytest.fixture
+def report() -> Report:
+    """Takes a line with what a test measured, to be printed at the end."""
+    return _REPORTED.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured, behind the tests' outcome."""
+    for line in _REPORTED:
+        terminalreporter.write_line(f"measured: {line}")

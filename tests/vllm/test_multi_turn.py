@@ -13,13 +13,12 @@ import pytest
 from dualmap_cli.stack import Stack
 
 from ..kv_audit import tokenize
-from .conftest import MODEL, Report
+from .conftest import BLOCK_TOKENS, MODEL, Report
 
 pytestmark = pytest.mark.timeout(300)
 
 CONVERSATIONS = 12
 TURNS = 4
-BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ async def ask(http: aiohttp.ClientSession, url: str, prompt: str, policy: str) -
 async def converse(system: Stack, http: aiohttp.ClientSession, seed: int, policy: str) -> list[Answer]:
     """Every conversation's turns, the next when the last is answered; all conversations side by side."""
     rng = random.Random(seed)
-    system_prompt = f"{seed} the quick brown fox jumps over the lazy dog " * 120
+    system_prompt = "the quick brown fox jumps over the lazy dog " * 100
 
     async def one(number: int) -> list[Answer]:
-        said, answers = f"{system_prompt}\nconversation {number}: ", []
+        said, answers = f"{seed}-{number} {system_prompt}", []
         for turn in range(TURNS):
             said += "".join(rng.choices("abcdefgh", k=300))
             answer = await ask(http, system.router_urls[(number + turn) % 2], said, policy)
@@ -95,7 +94,9 @@ def share(answers: list[Answer]) -> float:
     return sum(answer.cached_tokens for answer in answers) / sum(answer.prompt_tokens for answer in answers)
 
 
-async def test_conversations_meet_their_cache(system: Stack, http: aiohttp.ClientSession, report: Report) -> None:
+async def test_conversations_meet_their_cache(
+    system: Stack, http: aiohttp.ClientSession, report: Report
+) -> None:
     ours = await converse(system, http, 1, "dualmap")
     turns = await converse(system, http, 2, "round-robin")
     best = await best_share(system, http, ours)

@@ -21,7 +21,9 @@ def texts(seed: int, count: int, num_chars: int) -> list[str]:
     """Prompts that share how they begin; the tiny tokenizer makes about one token of a random letter."""
     rng = random.Random(seed)
     system = "the quick brown fox jumps over the lazy dog " * 160
-    return [f"{system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars)) for number in range(count)]
+    return [
+        f"{system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars)) for number in range(count)
+    ]
 
 
 class Auditor:
@@ -52,7 +54,9 @@ class Auditor:
             found.clear()
             for index, url in enumerate(self._system.engine_urls):
                 replay_url = self._system.kv_urls[url][1]
-                found.append(await audit(redis, OPTIONS.pool, f"worker-{index + 1}", replay_url, self._prompts))
+                found.append(
+                    await audit(redis, OPTIONS.pool, f"worker-{index + 1}", replay_url, self._prompts)
+                )
             return all(one.agrees for one in found)
 
         async with Redis.from_url(self._system.redis_url) as redis:
