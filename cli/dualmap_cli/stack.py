@@ -44,6 +44,8 @@ class StackOptions:
     engine_urls: Sequence[str] = ()
     """Engines that run already, one worker each; `workers` simulated ones when empty."""
     engine_flags: Sequence[str] = ()
+    engine_start_s: float = 60.0
+    """How long an engine may take to be ready."""
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
     rebalancer_flags: Flags = field(default_factory=dict)
@@ -102,7 +104,7 @@ class Stack:
         rebalancers = [self.start_rebalancer() for _ in range(options.rebalancers)]
         routers = [self.start_router() for _ in range(options.routers)]
         for name in workers:
-            await self.event(name, "worker.ready")
+            await self.event(name, "worker.ready", options.engine_start_s)
         self._said(f"workers    {', '.join(workers)}")
         for name in rebalancers:
             await self.event(name, "rebalancer.ready")

@@ -15,7 +15,11 @@ from dualmap_service.child import Child, start_child
 
 NUM_ENGINES = 2
 MODEL = "tiny"
-_START_S = 300.0
+MODEL_FLAGS = (
+    "--served-model-name", MODEL, "--load-format", "dummy", "--enforce-eager", "--max-model-len", "4096",
+)  # fmt: skip
+ENGINE_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+START_S = 300.0
 
 
 def _free_port() -> int:
@@ -44,12 +48,10 @@ def engines(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         # The module, since the `vllm` command looks for a distribution of that name.
         argv = [
             os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(model_folder), "--served-model-name", MODEL, "--load-format", "dummy",
-            "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
+            "--model", str(model_folder), *MODEL_FLAGS, "--host", "127.0.0.1", "--port", str(port),
             "--enable-prompt-tokens-details", "--enable-request-id-headers",
         ]  # fmt: skip
-        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", env))
+        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", ENGINE_ENV))
         urls.append(f"http://127.0.0.1:{port}")
     try:
         asyncio.run(_ready(urls, children))
@@ -59,7 +61,7 @@ def engines(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 async def _ready(urls: list[str], children: list[Child]) -> None:
-    async with aiohttp.ClientSession() as http, asyncio.timeout(_START_S):
+    async with aiohttp.ClientSession() as http, asyncio.timeout(START_S):
         for url, child in zip(urls, children, strict=True):
             while not await _healthy(http, url):
                 assert child.running, child.log_tail(4000)

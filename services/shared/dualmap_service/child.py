@@ -99,14 +99,17 @@ def start_child(
     inherited: Callable[[str], bool] = lambda _: True,
     output: int | None = None,
     kept: bool = False,
+    scratch: Path | None = None,
 ) -> Child:
     """Start `argv`; its output goes to the descriptor `output`, to `log`, or nowhere.
 
     Its environment is those of this process's variables that are to be `inherited`, and `env`. One that is `kept`
-    has a keeper before it, so that the processes that it starts end with it and with this one.
+    has a keeper before it, so that the processes that it starts end with it and with this one, which can then no
+    longer remove the folder `scratch` itself.
     """
-    program = [keeper.__file__] if kept else ["-c", _LAUNCHER]
-    launcher = [sys.executable, "-I", "-S", *program, str(os.getpid())]
+    own_id = str(os.getpid())
+    program = [keeper.__file__, own_id, str(scratch or "")] if kept else ["-c", _LAUNCHER, own_id]
+    launcher = [sys.executable, "-I", "-S", *program]
     sink = log.open("ab") if log is not None else None
     try:
         process = subprocess.Popen(

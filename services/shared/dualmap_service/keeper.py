@@ -1,23 +1,29 @@
 """Stands between a service and a program with processes of its own, so that none of them outlives the service.
 
-Run as `python -I -S keeper.py PARENT PROGRAM ARGUMENT...`, so with the standard library only. Whatever the program
-leaves behind becomes this process's child (PR_SET_CHILD_SUBREAPER), also out of another session or group.
+Run as `python -I -S keeper.py PARENT FOLDER PROGRAM ARGUMENT...`, so with the standard library only. Whatever the
+program leaves behind becomes this process's child (PR_SET_CHILD_SUBREAPER), also out of another session or group.
 
 1. The program ends: what it left behind is killed, and this process ends as the program did.
 2. SIGTERM and SIGINT go on to the program.
-3. SIGUSR1 kills everything; the kernel sends it when the parent is gone (PR_SET_PDEATHSIG).
+3. SIGUSR1 kills everything; the kernel sends it when the parent is gone (PR_SET_PDEATHSIG), and then FOLDER is
+   removed too, unless that is an empty argument.
 """
 
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 KILL_ALL = signal.SIGUSR1
 """What makes a keeper kill all that it keeps."""
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36
+_TRACKER = b"multiprocessing.resource_tracker"
+_TRACKERS_S = 2.0
+"""How long Python's resource trackers may take to remove the shared memory of those that were killed."""
 _WATCHED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, KILL_ALL)
 
 
@@ -60,17 +66,30 @@ def _children() -> list[int]:
     return found
 
 
+def _is_tracker(child: int) -> bool:
+    try:
+        return _TRACKER in Path(f"/proc/{child}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def _kill_all(program: int) -> int | None:
     """Kill children until there are none, those of a killed one next; returns the program's status if it was there."""
-    status = None
+    status, deadline_s = None, time.monotonic() + _TRACKERS_S
     while children := _children():
+        late = time.monotonic() > deadline_s
+        doomed = [child for child in children if late or not _is_tracker(child)]
         # A child that nobody has waited for keeps its number: this meets nobody else.
-        for child in children:
+        for child in doomed:
             os.kill(child, signal.SIGKILL)
-        for child in children:
+        for child in doomed:
             _, ended = os.waitpid(child, 0)
             if child == program:
                 status = ended
+        if not doomed:
+            # They end by themselves once those are gone whom they serve.
+            os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.01)
     return status
 
 
@@ -121,9 +140,13 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _prctl(_CHILD_SUBREAPER, 1)
     _prctl(_PDEATHSIG, KILL_ALL)
-    if os.getppid() != int(sys.argv[1]):
+    parent, folder = int(sys.argv[1]), sys.argv[2]
+    if os.getppid() != parent:
         sys.exit(1)
-    _end_as(_keep(_start(sys.argv[2:])))
+    status = _keep(_start(sys.argv[3:]))
+    if folder and os.getppid() != parent:
+        shutil.rmtree(folder, ignore_errors=True)
+    _end_as(status)
 
 
 if __name__ == "__main__":

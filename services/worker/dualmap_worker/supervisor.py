@@ -102,6 +102,7 @@ class Supervisor:
                 inherited=lambda name: not name.startswith("DUALMAP_"),
                 output=writer,
                 kept=True,
+                scratch=self._launch.folder,
             )
         finally:
             os.close(writer)

@@ -161,9 +161,12 @@ async def test_a_keeper_that_is_killed_leaves_nothing_once_that_is_seen(tmp_path
 
 
 async def test_a_kept_family_dies_with_its_grandparent(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     code = (
         "import os, time\nfrom pathlib import Path\nfrom dualmap_service.child import start_child\n"
-        f"start_child([{sys.executable!r}, '-c', {FAMILY!r}], 'c', output=1, kept=True)\ntime.sleep(600)"
+        f"start_child([{sys.executable!r}, '-c', {FAMILY!r}], 'c', output=1, kept=True, scratch={str(scratch)!r})\n"
+        "time.sleep(600)"
     )
     parent = start_child([sys.executable, "-c", code], "parent", tmp_path / "log")
     pids = await eventually(lambda: [int(pid) for pid in parent.log_tail().split()])
@@ -171,6 +174,19 @@ async def test_a_kept_family_dies_with_its_grandparent(tmp_path: Path) -> None:
     os.kill(parent.pid, signal.SIGKILL)
     parent.process.wait()
     await eventually(lambda: ended(processes))
+    await eventually(lambda: not scratch.exists())
+
+
+async def test_shared_memory_of_those_that_were_killed_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "memory = SharedMemory(create=True, size=4096)\nprint(memory.name, flush=True)\ntime.sleep(600)"
+    )
+    child = start_child([sys.executable, "-c", code], "c", tmp_path / "log", kept=True)
+    memory = Path("/dev/shm") / await eventually(lambda: child.log_tail().strip())
+    assert memory.exists()
+    await child.kill()
+    assert not memory.exists()
 
 
 @pytest.mark.parametrize("code", [0, 3])
