@@ -38,7 +38,7 @@ PROMPT_DETAILS = Lack(
 KV_EVENTS = Lack(
     "kv-events",
     "which prefixes an instance holds is taken from where requests went; what it evicts is not seen",
-    "Start vLLM with --kv-events-config, its endpoint one that it binds: tcp://*:5557 or ipc://...",
+    "Start vLLM with --kv-events-config and an endpoint that it binds (tcp://*:5557), its worker with --kv-events-url.",
 )
 SESSION_IDS = Lack(
     "session-ids",

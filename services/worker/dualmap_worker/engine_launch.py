@@ -60,7 +60,7 @@ def resolve(settings: WorkerSettings) -> EngineLaunch:
             raise SettingsError(
                 f"arguments for an engine ({args[0]} ...) need --engine vllm or --engine command"
             )
-        return EngineLaunch(settings.engine_url, api_key=settings.engine_api_key)
+        return EngineLaunch(settings.engine_url, api_key=settings.engine_api_key, kv=_said_sockets(settings))
     if not args:
         raise SettingsError(f"--engine {settings.engine} needs what is to be started, behind --")
     if settings.engine == "command":
@@ -76,7 +76,15 @@ def _command(settings: WorkerSettings, args: list[str]) -> EngineLaunch:
             raise SettingsError(f"--engine-url {url} contradicts {_PORT}, which takes a free port")
         port = free_ports(host="127.0.0.1")
         url, args = f"http://127.0.0.1:{port}", [arg.replace(_PORT, str(port)) for arg in args]
-    return EngineLaunch(url, tuple(args), {"PYTHONUNBUFFERED": "1"}, settings.engine_api_key)
+    return EngineLaunch(
+        url, tuple(args), {"PYTHONUNBUFFERED": "1"}, settings.engine_api_key, _said_sockets(settings)
+    )
+
+
+def _said_sockets(settings: WorkerSettings) -> KvSockets:
+    """Where the settings say that KV events are."""
+    events, replay = settings.kv_events_url, settings.kv_replay_url
+    return KvSockets((events,) if events else (), (replay,) if replay else ())
 
 
 def _vllm(settings: WorkerSettings, args: list[str]) -> EngineLaunch:
@@ -85,6 +93,11 @@ def _vllm(settings: WorkerSettings, args: list[str]) -> EngineLaunch:
         raise SettingsError(
             f"--engine-url {settings.engine_url} names an engine that runs already, which --engine vllm starts: "
             "say --host and --port behind --"
+        )
+    if settings.kv_events_url or settings.kv_replay_url:
+        raise SettingsError(
+            "--kv-events-url and --kv-replay-url are for engines that run already: with --engine vllm the worker "
+            "chooses, or reads --kv-events-config"
         )
     given = VllmArgs(args)
     host = given.value("--host")

