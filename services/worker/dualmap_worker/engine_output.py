@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 from collections import deque
-from pathlib import Path
+
+from dualmap_service.lifecycle import ServiceFailedError
 
 _KEPT_LINES = 40
 _MAX_LINE_BYTES = 1 << 16
@@ -14,7 +15,10 @@ class EngineOutput:
     """Copies what the engine prints to a file or to this process's standard error."""
 
     def __init__(self, path: str) -> None:
-        self._sink = os.open(Path(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640) if path else None
+        try:
+            self._sink = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640) if path else None
+        except OSError as exc:
+            raise ServiceFailedError(f"cannot write --engine-log {path}: {exc.strerror}") from exc
         self._lines: deque[bytes] = deque(maxlen=_KEPT_LINES)
         self._copier: threading.Thread | None = None
 

@@ -21,6 +21,7 @@ from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.telemetry import Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.app import WorkerApp
+from dualmap_worker.engine_output import EngineOutput
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.settings import WorkerSettings
 
@@ -187,6 +188,11 @@ async def test_an_engine_that_is_not_ready_in_time_ends_the_worker(store: Embedd
     )  # fmt: skip
     with pytest.raises(ServiceFailedError, match=r"(?s)not ready within 1 s.*loading"):
         await WorkerApp(settings, asyncio.Event()).run()
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ServiceFailedError, match="cannot write --engine-log"):
+        EngineOutput(f"{tmp_path}/no/log")
 
 
 @asynccontextmanager
