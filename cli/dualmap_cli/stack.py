@@ -46,6 +46,8 @@ class StackOptions:
     kv_urls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """By the URL of an engine that runs already: where it publishes and where it replays its KV events."""
     engine_flags: Sequence[str] = ()
+    engine_start_s: float = 60.0
+    """How long an engine may take to be ready."""
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
     rebalancer_flags: Flags = field(default_factory=dict)
@@ -105,7 +107,7 @@ class Stack:
         rebalancers = [self.start_rebalancer() for _ in range(options.rebalancers)]
         routers = [self.start_router() for _ in range(options.routers)]
         for name in workers:
-            await self.event(name, "worker.ready")
+            await self.event(name, "worker.ready", options.engine_start_s)
         self._said(f"workers    {', '.join(workers)}")
         for name in rebalancers:
             await self.event(name, "rebalancer.ready")

@@ -27,6 +27,9 @@ async def test_it_finds_nothing_wrong_and_then_what_is() -> None:
         status, findings = await doctor(*args)
         assert (status, bad(findings)) == (0, [])
         assert {"store", "functions", "rebalancer", "worker-1", "worker-2"} <= {f["about"] for f in findings}
+        [lack] = [f for f in findings if f["about"] == "worker-1" and f["state"] == "warn"]
+        assert lack["says"].startswith("its engine lacks kv-events")
+        assert "--kv-events-config" in lack["do"]
 
         stack.children["worker-2"].process.kill()
         await stack.children["rebalancer-1"].stop()

@@ -28,7 +28,18 @@ RARE_ADAPTER = "rare"
 KV_TOKENS = 24_576
 BLOCK_TOKENS = 32
 OPTIONS = StackOptions(routers=2, rebalancers=1, pool="vllm", slo_s=30.0)
-_START_S = 300.0
+START_S = 300.0
+ENGINE_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+MODEL_FLAGS = (
+    "--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager", "--max-model-len", "4096",
+    # Few blocks, so that prompts are evicted.
+    "--num-gpu-blocks-override", str(KV_TOKENS // BLOCK_TOKENS), "--block-size", str(BLOCK_TOKENS),
+)  # fmt: skip
 _REPORTED: list[str] = []
 Report = Callable[[str], None]
 
@@ -78,23 +89,14 @@ def engines(
         # The module, since the `vllm` command looks for a distribution of that name.
         argv = [
             os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(models / MODEL), "--served-model-name", MODEL, "--dtype", "float32",
-            "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
+            "--model", str(models / MODEL), *MODEL_FLAGS, "--host", "127.0.0.1", "--port", str(port),
             "--enable-prompt-tokens-details", "--enable-request-id-headers",
-            # Few blocks, so that prompts are evicted.
-            "--num-gpu-blocks-override", str(KV_TOKENS // BLOCK_TOKENS), "--block-size", str(BLOCK_TOKENS),
             "--kv-events-config", json.dumps(kv_events),
             "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2",
             "--lora-modules", f"{ADAPTER}={models / ADAPTER}",
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         ]  # fmt: skip
-        env = {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", env))
+        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", ENGINE_ENV))
         urls.append(f"http://127.0.0.1:{port}")
     try:
         asyncio.run(_ready(urls, children))
@@ -104,7 +106,7 @@ def engines(
 
 
 async def _ready(urls: list[str], children: list[Child]) -> None:
-    async with aiohttp.ClientSession() as http, asyncio.timeout(_START_S):
+    async with aiohttp.ClientSession() as http, asyncio.timeout(START_S):
         for url, child in zip(urls, children, strict=True):
             while not await _healthy(http, url):
                 assert child.running, child.log_tail(4000)

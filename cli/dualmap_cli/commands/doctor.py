@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 import aiohttp
@@ -20,6 +20,8 @@ from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import QUEUE_TOPIC, Registration, decode_registration, decode_report
+from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_worker.capabilities import LACKS
 
 _TELEMETRY_WAIT_S = 5.0
 _FOLD_POLL_S = 0.1
@@ -156,6 +158,8 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
         name,
         f"{described.state}, {described.queued} queued, {described.running} running, {described.sessions} routers",
     )
+    for finding in _engine(name, described):
+        yield finding
     if not registration.kv_tokens:
         yield Finding(
             "warn",
@@ -181,6 +185,16 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
             "its telemetry in the store is stale",
             "Is the leading rebalancer able to reach the worker?",
         )
+
+
+def _engine(name: str, described: pb.DescribeReply) -> Iterator[Finding]:
+    """What its worker misses in its engine."""
+    if described.engine_version:
+        yield Finding("ok", name, f"its engine says that it is version {described.engine_version}")
+    for lack_name in described.engine_lacks:
+        lack = LACKS.get(lack_name)
+        follows, do = (lack.follows, lack.do) if lack else ("a release newer than this one says so", "")
+        yield Finding("warn", name, f"its engine lacks {lack_name}: {follows}", do)
 
 
 async def _folded(redis: Any, keys: PoolKeys, name: str) -> bool:

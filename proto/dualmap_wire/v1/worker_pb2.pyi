@@ -573,6 +573,8 @@ class DescribeReply(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     BUFFERED_BYTES_FIELD_NUMBER: _builtins.int
     NOTED_FIELD_NUMBER: _builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    ENGINE_LACKS_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     pool: _builtins.str
     model: _builtins.str
@@ -584,6 +586,12 @@ class DescribeReply(_message.Message):
     buffered_bytes: _builtins.int
     noted: _builtins.int
     """Requests whose KV events are still noted: those here, and those that ended a moment ago."""
+    engine_version: _builtins.str
+    """As the engine tells it; empty where it does not."""
+    @_builtins.property
+    def engine_lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of what the worker misses in its engine."""
+
     def __init__(
         self,
         *,
@@ -597,10 +605,12 @@ class DescribeReply(_message.Message):
         sessions: _builtins.int = ...,
         buffered_bytes: _builtins.int = ...,
         noted: _builtins.int = ...,
+        engine_version: _builtins.str = ...,
+        engine_lacks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffered_bytes", b"buffered_bytes", "generation", b"generation", "instance", b"instance", "model", b"model", "noted", b"noted", "pool", b"pool", "queued", b"queued", "running", b"running", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffered_bytes", b"buffered_bytes", "engine_lacks", b"engine_lacks", "engine_version", b"engine_version", "generation", b"generation", "instance", b"instance", "model", b"model", "noted", b"noted", "pool", b"pool", "queued", b"queued", "running", b"running", "sessions", b"sessions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

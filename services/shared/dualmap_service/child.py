@@ -1,11 +1,15 @@
 """Child processes that never outlive their parent, whatever way the parent ends."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from dualmap_service import keeper
 
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -24,13 +28,20 @@ lives on in the copy). Without one the child starts by vfork, which no library n
 """
 
 
+_KEEPER_S = 5.0
+"""How long a keeper may take to kill what it keeps."""
+
+
 class Child:
     """A started child process. Start children from the main thread: the kernel watches that thread."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path | None) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], name: str, log: Path | None, kept: bool = False
+    ) -> None:
         self.process = process
         self.name = name
         self.log = log
+        self._kept = kept
 
     @property
     def pid(self) -> int:
@@ -62,8 +73,20 @@ class Child:
         """SIGTERM, then SIGKILL after `grace_s`; returns the exit status."""
         if self.running:
             self.process.terminate()
-            if await self.wait(grace_s) is None:
-                self.process.kill()
+            await self.wait(grace_s)
+        return await self.kill()
+
+    async def kill(self) -> int:
+        """SIGKILL, to the processes of a kept child too; returns the exit status."""
+        if self._kept:
+            if self.running:
+                self.process.send_signal(keeper.KILL_ALL)
+                await self.wait(_KEEPER_S)
+            # A keeper that was killed itself has left its group behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        elif self.running:
+            self.process.kill()
         return self.process.wait()
 
 
@@ -74,18 +97,25 @@ def start_child(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     inherited: Callable[[str], bool] = lambda _: True,
+    output: int | None = None,
+    kept: bool = False,
+    scratch: Path | None = None,
 ) -> Child:
-    """Start `argv`; its output goes to `log`, or nowhere.
+    """Start `argv`; its output goes to the descriptor `output`, to `log`, or nowhere.
 
-    Its environment is those of this process's variables that are to be `inherited`, and `env`.
+    Its environment is those of this process's variables that are to be `inherited`, and `env`. One that is `kept`
+    has a keeper before it, so that the processes that it starts end with it and with this one, which can then no
+    longer remove the folder `scratch` itself.
     """
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+    own_id = str(os.getpid())
+    program = [keeper.__file__, own_id, str(scratch or "")] if kept else ["-c", _LAUNCHER, own_id]
+    launcher = [sys.executable, "-I", "-S", *program]
     sink = log.open("ab") if log is not None else None
     try:
         process = subprocess.Popen(
             [*launcher, *argv],
             stdin=subprocess.DEVNULL,
-            stdout=sink or subprocess.DEVNULL,
+            stdout=output if output is not None else sink or subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
             env={name: value for name, value in os.environ.items() if inherited(name)} | dict(env or {}),
             cwd=cwd,
@@ -95,4 +125,4 @@ def start_child(
     finally:
         if sink is not None:
             sink.close()
-    return Child(process, name, log)
+    return Child(process, name, log, kept)

@@ -3,11 +3,10 @@
 import asyncio
 import logging
 import socket
-import time
 
 import grpc
 import msgspec
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from dualmap.queue_order import OrderRule
@@ -21,11 +20,11 @@ from dualmap_wire.telemetry import QueueReport, Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1 import worker_pb2_grpc
 from dualmap_worker.admission import Admission
-from dualmap_worker.engine import Engine, EngineInfo, EngineLoad
-from dualmap_worker.errors import EngineError
-from dualmap_worker.holdings import Holdings
-from dualmap_worker.kv_feed import KvFeed
-from dualmap_worker.ownership import KvState, Ownership
+from dualmap_worker.cache_watch import CacheWatch
+from dualmap_worker.engine import Engine
+from dualmap_worker.engine_launch import EngineLaunch, resolve
+from dualmap_worker.engine_watch import NAMES_POLL_S, POLL_S, EngineWatch
+from dualmap_worker.presence import SERVICES, Presence, new_generation
 from dualmap_worker.relay import Requests
 from dualmap_worker.servicers import ControlServicer, DataServicer
 from dualmap_worker.settings import WorkerSettings
@@ -34,10 +33,6 @@ from dualmap_worker.trace import FlowTraces
 
 log = logging.getLogger(__name__)
 
-_ENGINE_POLL_S = 0.5
-_ENGINE_MISSES = 3
-_NAMES_POLL_S = 2.0
-_OWNERSHIP_S = 0.1
 _GRPC_OPTIONS = (
     ("grpc.max_send_message_length", 256 << 20),
     ("grpc.max_receive_message_length", 256 << 20),
@@ -48,19 +43,21 @@ _GRPC_OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),
 )
-_SERVICES = ("dualmap_wire.v1.WorkerData", "dualmap_wire.v1.WorkerControl")
 
 
 class WorkerApp:
     """One worker process beside one engine."""
 
-    def __init__(self, settings: WorkerSettings, stop: asyncio.Event) -> None:
+    def __init__(
+        self, settings: WorkerSettings, stop: asyncio.Event, launch: EngineLaunch | None = None
+    ) -> None:
         self._settings = settings
         self._stop = stop
         self._background = Background(stop)
+        launch = launch or resolve(settings)
         self._engine = Engine(
-            settings.engine_url,
-            settings.engine_api_key,
+            launch.url,
+            launch.api_key,
             settings.first_byte_timeout_s,
             # What needs no prefill shares the pool with the running requests.
             settings.max_running * 2 + 16,
@@ -74,24 +71,23 @@ class WorkerApp:
         self._publisher = Publisher(settings.host, settings.telemetry_port)
         instance = settings.instance or socket.gethostname()
         self._tracing = Tracing("worker", instance, settings.trace_endpoint, settings.trace_share)
-        self._holdings = Holdings() if settings.kv_events_url else None
-        self._feed: KvFeed | None = None
-        self._ownership: Ownership | None = None
+        self._presence = Presence()
+        self._cache = CacheWatch(launch, self._presence)
         self._requests = Requests(
             self._engine,
             self._admission,
             settings.max_queued,
             self._publisher.changed,
             FlowTraces(self._tracing, instance),
-            self._holdings,
+            self._cache.holdings,
         )
         self._data = DataServicer(
             self._requests, settings.pool, settings.max_outbox_bytes, settings.coalesce_ms / 1e3
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = grpc.aio.server(options=_GRPC_OPTIONS)
-        self._lease: Lease | None = None
-        self._engine_misses = 0
+        self._watch = EngineWatch(
+            settings, launch, self._engine, self._admission, self._requests, self._cache, self._presence, stop
+        )
 
     # Life
 
@@ -99,6 +95,8 @@ class WorkerApp:
         """Serve until told to stop, then hand back what waits and finish what runs."""
         settings = self._settings
         await self._engine.open()
+        supervisor = self._watch.supervisor
+        self._background.start(supervisor.run(self._watch.lost), "supervisor")
         try:
             registration = await self._register(await self._listen())
             if registration is None:
@@ -106,14 +104,13 @@ class WorkerApp:
             store = Store(settings.redis_url, f"dualmap-worker-{registration.instance}")
             if not await store.start():
                 log.warning("worker.starts_without_store")
-            lease = self._lease = Lease(store, registration)
+            lease = self._presence.lease = Lease(store, registration)
             self._background.start(every(HEARTBEAT_S, self._renew), "lease")
-            self._background.start(every(_ENGINE_POLL_S, self._poll_engine), "engine")
-            self._background.start(every(_NAMES_POLL_S, self._poll_names), "names")
-            if self._holdings is not None:
-                self._follow_cache(self._holdings, lease, store)
+            self._background.start(every(POLL_S, self._watch.poll), "engine")
+            self._background.start(every(NAMES_POLL_S, self._watch.poll_names), "names")
+            self._cache.start(self._background, lease, store)
             self._background.start(self._publisher.run(self._report, settings.report_period_s), "telemetry")
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            await self._presence.set_serving(True)
             log.info("worker.ready", extra=msgspec.structs.asdict(registration))
             await self._stop.wait()
             await self._drain()
@@ -129,26 +126,11 @@ class WorkerApp:
                 await self._background.close()
             finally:
                 self._publisher.close()
-                if self._feed is not None:
-                    self._feed.close()
+                self._cache.close()
                 await self._engine.close()
+                await supervisor.close()
                 await asyncio.to_thread(self._tracing.close)
         log.info("worker.stopped")
-
-    def _follow_cache(self, holdings: Holdings, lease: Lease, store: Store) -> None:
-        """Follow the engine's KV events, and keep ownership by them."""
-        settings = self._settings
-        holdings.blocks.capacity_tokens = lease.registration.kv_tokens
-        self._feed = KvFeed(
-            settings.kv_events_url,
-            settings.kv_replay_url,
-            holdings.apply,
-            holdings.blocks.miss,
-            self._cache_lost,
-        )
-        self._ownership = Ownership(holdings, lease, store, self._feed)
-        self._background.start(self._feed.run(), "kv-events")
-        self._background.start(every(_OWNERSHIP_S, self._keep_ownership), "ownership")
 
     async def _listen(self) -> int:
         """Start the gRPC server; returns its port."""
@@ -156,9 +138,9 @@ class WorkerApp:
         worker_pb2_grpc.add_WorkerDataServicer_to_server(self._data, self._server)
         control = ControlServicer(self._requests, self._describe, self._list_queue, self._drain)
         worker_pb2_grpc.add_WorkerControlServicer_to_server(control, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*_SERVICES, reflection.SERVICE_NAME), self._server)
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._presence.health, self._server)
+        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
+        await self._presence.set_serving(False)
         try:
             port = self._server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
         except RuntimeError as exc:
@@ -166,24 +148,13 @@ class WorkerApp:
         await self._server.start()
         return port
 
-    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
-        for service in ("", *_SERVICES):
-            await self._health.set(service, status)
-
     async def _register(self, grpc_port: int) -> Registration | None:
         """Wait for the engine and ask it who it is; None when told to stop meanwhile."""
         settings = self._settings
-        deadline = time.monotonic() + settings.engine_wait_s
-        while not await self._engine.healthy():
-            if time.monotonic() > deadline:
-                raise ServiceFailedError(f"no engine answers at {settings.engine_url}")
-            if await wait_for(self._stop, 0.2):
-                return None
-        try:
-            info = await self._engine.info()
-            _, kv_tokens = await self._engine.load()
-        except EngineError as exc:
-            raise ServiceFailedError(f"the engine at {settings.engine_url} cannot be used: {exc}") from exc
+        met = await self._watch.meet()
+        if met is None:
+            return None
+        info, kv_tokens = met
         host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
         return Registration(
             instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
@@ -191,106 +162,35 @@ class WorkerApp:
             model=settings.model or info.model,
             grpc_address=f"{host}:{grpc_port}",
             telemetry_address=f"tcp://{host}:{self._publisher.port}",
-            generation=_generation(),
+            generation=new_generation(),
             weight=settings.weight,
             kv_tokens=int(settings.kv_tokens) or kv_tokens,
             adapters=info.adapters,
             max_model_len=info.max_model_len,
-            aliases=self._aliases(info),
+            aliases=self._watch.aliases(info),
         )
-
-    def _aliases(self, info: EngineInfo) -> tuple[str, ...]:
-        model = self._settings.model or info.model
-        return tuple(name for name in (info.model, *info.aliases) if name != model)
 
     async def _drain(self) -> int:
         """Take nothing more, and give back what waits."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._set_state("draining")
+        await self._presence.leave("draining")
         handed_back = self._requests.drain()
         log.info("worker.draining", extra={"handed_back": handed_back, "running": len(self._requests)})
         return handed_back
 
-    # Loops
-
     async def _renew(self) -> None:
-        assert self._lease is not None
-        await self._lease.renew()
-        if self._lease.taken:
-            name = self._lease.registration.instance
+        assert self._presence.lease is not None
+        await self._presence.lease.renew()
+        if self._presence.lease.taken:
+            name = self._presence.lease.registration.instance
             raise ServiceFailedError(
                 f"another worker that started later is registered as {name!r}: set another DUALMAP_WORKER_INSTANCE"
             )
 
-    async def _set_state(self, state: str) -> None:
-        if self._lease is not None and self._lease.registration.state != state:
-            self._lease.registration = msgspec.structs.replace(self._lease.registration, state=state)
-            await self._lease.renew()
-
-    async def _poll_engine(self) -> None:
-        """Follow the engine's load; one that stays away offers no keys, one that came back has an empty cache."""
-        try:
-            self._admission.load, _ = await self._engine.load()
-        except EngineError as exc:
-            self._admission.load = EngineLoad()
-            self._engine_misses += 1
-            if self._engine_misses == _ENGINE_MISSES:
-                handed_back = self._requests.lose_engine()
-                log.warning("engine.away", extra={"error": str(exc), "handed_back": handed_back})
-                await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-                await self._set_state("unready")
-        else:
-            misses, self._engine_misses = self._engine_misses, 0
-            self._requests.engine_away = False
-            if misses >= _ENGINE_MISSES and not self._requests.draining:
-                await self._engine_back()
-        # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
-        if self._admission.queue:
-            self._requests.pump()
-
-    async def _poll_names(self) -> None:
-        """Follow what the engine serves: adapters come and go while it runs."""
-        assert self._lease is not None
-        try:
-            info = await self._engine.info()
-        except EngineError:
-            return  # whether it is there at all is not asked here
-        known = self._lease.registration
-        found = msgspec.structs.replace(known, adapters=info.adapters, aliases=self._aliases(info))
-        if found != known:
-            log.info("engine.serves", extra={"adapters": found.adapters, "aliases": found.aliases})
-            self._lease.registration = found
-            await self._lease.renew()
-
-    def _cache_lost(self) -> None:
-        """The engine began anew: it holds nothing, and what was learnt of it before is of another."""
-        if self._holdings is not None:
-            self._holdings.restarted()
-        if self._lease is not None:
-            self._lease.registration = msgspec.structs.replace(
-                self._lease.registration, generation=_generation()
-            )
-
-    async def _keep_ownership(self) -> None:
-        assert self._ownership is not None
-        await self._ownership.step(asyncio.get_running_loop().time())
-
-    async def _engine_back(self) -> None:
-        assert self._lease is not None
-        log.info("engine.back")
-        if self._feed is not None:
-            self._feed.check_soon()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        self._lease.registration = msgspec.structs.replace(
-            self._lease.registration, generation=_generation(), state="active"
-        )
-        await self._lease.renew()
-
     # What others see
 
     def _report(self) -> QueueReport:
-        assert self._lease is not None
-        registration = self._lease.registration
+        assert self._presence.lease is not None
+        registration = self._presence.lease.registration
         return queue_report(
             self._admission,
             self._requests,
@@ -300,7 +200,7 @@ class WorkerApp:
             registration.generation,
             registration.state,
             registration.bytes_per_token,
-            self._ownership.state if self._ownership is not None else KvState(),
+            self._cache.state,
         )
 
     def _describe(self) -> pb.DescribeReply:
@@ -309,10 +209,12 @@ class WorkerApp:
             running=len(self._requests) - len(self._admission.queue),
             sessions=len(self._data.outboxes),
             buffered_bytes=sum(outbox.buffered_bytes for outbox in self._data.outboxes),
-            noted=self._holdings.num_open if self._holdings is not None else 0,
+            noted=self._cache.num_open,
+            engine_version=self._watch.version,
+            engine_lacks=[lack.name for lack in self._watch.lacks],
         )
-        if self._lease is not None:
-            registration = self._lease.registration
+        if self._presence.lease is not None:
+            registration = self._presence.lease.registration
             reply.instance, reply.pool, reply.model = (
                 registration.instance,
                 registration.pool,
@@ -336,11 +238,6 @@ class WorkerApp:
         return reply
 
 
-def _generation() -> int:
-    """Larger than that of any earlier start, as long as this machine's clock does not run backwards."""
-    return time.time_ns() // 1_000_000
-
-
-async def run(settings: WorkerSettings, stop: asyncio.Event) -> None:
+async def run(settings: WorkerSettings, stop: asyncio.Event, launch: EngineLaunch | None = None) -> None:
     """Run one worker; `DUALMAP_WORKER_*` in the environment are its settings."""
-    await WorkerApp(settings, stop).run()
+    await WorkerApp(settings, stop, launch).run()

@@ -11,7 +11,7 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from dualmap_worker.errors import BadAnswerError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 
 _HIDDEN = frozenset(
     (
@@ -58,7 +58,12 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
+class _Version(msgspec.Struct):
+    version: str
+
+
 _models = msgspec.json.Decoder(_Models)
+_version = msgspec.json.Decoder(_Version)
 _SAMPLE = re.compile(
     r"^(vllm:[a-z_:]+)(?:\{([^}]*)\})? ([0-9]{1,15}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)(?=\s|$)",
     re.MULTILINE,
@@ -151,6 +156,14 @@ class Engine:
         adapters = tuple(model.id for model in models if model.parent is not None)
         aliases = tuple(model.id for model in models if model.parent is None and model is not base)
         return EngineInfo(base.id, adapters, base.max_model_len or 0, aliases)
+
+    async def version(self) -> str:
+        """Its release, as vLLM tells it; empty where an engine has no such thing."""
+        try:
+            async with asyncio.timeout(_METRICS_S), self.request("GET", "/version") as answer:
+                return _version.decode(await answer.read()).version if answer.status == 200 else ""
+        except (TimeoutError, EngineError, msgspec.DecodeError, UnicodeDecodeError):
+            return ""
 
     async def load(self) -> tuple[EngineLoad, int]:
         """(load, tokens that the KV cache holds) from /metrics; zeros for what it does not say."""

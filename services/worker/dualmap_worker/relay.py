@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 
 from dualmap_wire.v1 import worker_pb2 as pb
-from dualmap_worker.admission import Admission
+from dualmap_worker.admission import Admission, Job
 from dualmap_worker.engine import Engine
 from dualmap_worker.errors import EngineLostError
 from dualmap_worker.flow import Flow
@@ -39,6 +39,8 @@ class Requests:
         self._flows: dict[tuple[Outbox, int], Flow] = {}
         self._by_job: dict[str, Flow] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.counted: Callable[[Job, Usage], None] = lambda job, usage: None
+        """Told of every answer whose tokens the engine counted."""
         self.draining = False
         self.engine_away = False
         self.idle = asyncio.Event()
@@ -154,6 +156,7 @@ class Requests:
             self._admission.finish(flow.job, now_s)
         else:
             self._admission.finish(flow.job, now_s, usage.prompt_tokens, usage.cached_tokens)
+            self.counted(flow.job, usage)
         self.forget(flow)
         self.pump()
 

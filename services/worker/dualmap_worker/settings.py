@@ -5,6 +5,7 @@ from typing import Literal
 from dualmap.queue_order import OrderRule
 from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
 
+DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
 _ORDER = OrderRule()
 
 
@@ -13,13 +14,27 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
 
     instance: str = ""
     """The instance's name in the pool; host and port when empty."""
-    engine_url: str = "http://127.0.0.1:8100"
-    """An OpenAI-compatible engine that runs already."""
-    engine_api_key: str = ""
+    engine: Literal["url", "vllm", "command"] = "url"
+    """One that runs already, or one that the worker starts and restarts: vLLM, or any command line."""
+    engine_url: str = DEFAULT_ENGINE_URL
+    """An OpenAI-compatible engine that runs already, or where a command will listen."""
+    engine_args: str = ""
+    """As after `--`, in a shell's quoting: what `vllm serve` takes, or a command; {port} there is a free port."""
+    engine_python: str = ""
+    """The Python that has vLLM; the worker's own when empty."""
+    engine_log: str = ""
+    """A file for what a started engine prints; the worker's standard error when empty."""
+    engine_hang_s: Positive = 60.0
+    """A started engine that answers nothing for so long is killed and started again."""
+    engine_restart_s: Positive = 1.0
+    """Before a started engine that died is started again; twice as long each time that it does not last."""
+    engine_stop_s: NonNegative = 15.0
+    """How long a started engine may take to stop before it is killed."""
     kv_events_url: str = ""
-    """Where the engine publishes its KV cache events, as tcp://127.0.0.1:5557; without it ownership is expectation."""
+    """Where an engine that the worker did not start with --engine vllm publishes KV events, as tcp://127.0.0.1:5557."""
     kv_replay_url: str = ""
-    """Where it replays them: the `replay_endpoint` of its --kv-events-config."""
+    """Where it replays them."""
+    engine_api_key: str = ""
     model: str = ""
     """The model's name; asked of the engine when empty."""
     host: str = "127.0.0.1"
@@ -44,7 +59,7 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """Tokens that the engine's KV cache holds; read from its metrics when 0."""
     first_byte_timeout_s: Positive = 600.0
     engine_wait_s: Positive = 600.0
-    """How long the engine may take to be ready at the start."""
+    """How long the engine may take to be ready, at each start."""
     coalesce_ms: NonNegative = 5.0
     """How long bytes after the first may wait to share a frame."""
     max_outbox_bytes: Count = 16 * 1024 * 1024

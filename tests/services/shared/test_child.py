@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dualmap_service.child import start_child
+from dualmap_service.child import Child, start_child
 
 from ...waiting import eventually
 
@@ -97,5 +97,105 @@ async def test_a_child_starts_without_a_fork(tmp_path: Path) -> None:
 
 async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     child = start_child([str(tmp_path / "missing")], "c", tmp_path / "log")
+    assert await child.wait(20.0) == 1
+    assert child.log_tail() == f"cannot start {tmp_path / 'missing'}: No such file or directory\n"
+
+
+FAMILY = """
+import os, signal, subprocess, sys, time
+sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+own_group = subprocess.Popen(sleep, start_new_session=True)
+plain = subprocess.Popen(sleep)
+print(os.getpid(), own_group.pid, plain.pid, flush=True)
+time.sleep(600)
+"""
+"""A program with two processes of its own that take no SIGTERM, one of them in another session."""
+
+
+async def family(tmp_path: Path) -> tuple[Child, list[psutil.Process]]:
+    child = start_child([sys.executable, "-c", FAMILY], "c", tmp_path / "log", kept=True)
+    pids = await eventually(lambda: [int(pid) for pid in child.log_tail().split()])
+    return child, [psutil.Process(pid) for pid in pids]
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    return not any(is_alive(process) for process in processes)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_a_kept_child_is_asked_and_leaves_nothing(tmp_path: Path) -> None:
+    child, processes = await family(tmp_path)
+    assert await child.stop() == -signal.SIGTERM
+    assert ended(processes)
+
+
+async def test_what_a_kept_program_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    child, processes = await family(tmp_path)
+    processes[0].kill()
+    assert await child.wait(10.0) == -signal.SIGKILL
+    assert ended(processes)
+
+
+async def test_a_stopped_one_is_killed_with_all_of_its_processes(tmp_path: Path) -> None:
+    child, processes = await family(tmp_path)
+    for process in processes:
+        process.suspend()
+    assert await child.stop(grace_s=0.1) == -signal.SIGKILL
+    assert ended(processes)
+
+
+async def test_a_keeper_that_is_killed_leaves_nothing_once_that_is_seen(tmp_path: Path) -> None:
+    child, processes = await family(tmp_path)
+    child.process.kill()
+    await child.wait(10.0)
+    await child.kill()
+    # All but what went into a session of its own.
+    await eventually(lambda: ended([processes[0], processes[2]]))
+    processes[1].kill()
+
+
+async def test_a_kept_family_dies_with_its_grandparent(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "import os, time\nfrom pathlib import Path\nfrom dualmap_service.child import start_child\n"
+        f"start_child([{sys.executable!r}, '-c', {FAMILY!r}], 'c', output=1, kept=True, scratch={str(scratch)!r})\n"
+        "time.sleep(600)"
+    )
+    parent = start_child([sys.executable, "-c", code], "parent", tmp_path / "log")
+    pids = await eventually(lambda: [int(pid) for pid in parent.log_tail().split()])
+    processes = [psutil.Process(pid) for pid in pids]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.process.wait()
+    await eventually(lambda: ended(processes))
+    await eventually(lambda: not scratch.exists())
+
+
+async def test_shared_memory_of_those_that_were_killed_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "memory = SharedMemory(create=True, size=4096)\nprint(memory.name, flush=True)\ntime.sleep(600)"
+    )
+    child = start_child([sys.executable, "-c", code], "c", tmp_path / "log", kept=True)
+    memory = Path("/dev/shm") / await eventually(lambda: child.log_tail().strip())
+    assert memory.exists()
+    await child.kill()
+    assert not memory.exists()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_a_kept_program_ends_by_itself(tmp_path: Path, code: int) -> None:
+    child = start_child([sys.executable, "-c", f"raise SystemExit({code})"], "c", tmp_path / "log", kept=True)
+    assert await child.wait(20.0) == code
+
+
+async def test_a_kept_program_that_is_not_there(tmp_path: Path) -> None:
+    child = start_child([str(tmp_path / "missing")], "c", tmp_path / "log", kept=True)
     assert await child.wait(20.0) == 1
     assert child.log_tail() == f"cannot start {tmp_path / 'missing'}: No such file or directory\n"

@@ -77,8 +77,8 @@ async def test_nothing_is_asked_of_an_engine_that_was_closed(
 
     socket_engine.says = says
     # Polls at every moment of a stop that takes its time, since nobody takes the last spans.
-    monkeypatch.setattr("dualmap_worker.app._ENGINE_POLL_S", 0.001)
-    monkeypatch.setattr("dualmap_worker.app._NAMES_POLL_S", 0.001)
+    monkeypatch.setattr("dualmap_worker.app.POLL_S", 0.001)
+    monkeypatch.setattr("dualmap_worker.app.NAMES_POLL_S", 0.001)
     stop = asyncio.Event()
     settings = WorkerSettings(
         redis_url=store.url, engine_url=socket_engine.url, trace_endpoint="http://127.0.0.1:9"
@@ -98,7 +98,7 @@ async def test_what_was_held_for_an_engine_is_handed_on_when_it_is_gone() -> Non
         outbox = Outbox(1000, 0.0)
         submit = pb.Submit(stream=1, request_id="r", method="POST", path="/v1/x", queued=True)
         app._requests.submit(submit, "router", outbox)
-        await app._poll_engine()
+        await app._watch.poll()
         await asyncio.wait_for(app._requests.idle.wait(), 10)
         assert [event.failed.kind for event in outbox._events] == [pb.Failed.ENGINE_LOST]
     finally:
