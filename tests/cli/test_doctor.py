@@ -22,7 +22,7 @@ def bad(findings: list[dict[str, Any]]) -> list[str]:
 
 
 async def test_it_finds_nothing_wrong_and_then_what_is() -> None:
-    async with Stack(StackOptions(routers=1, workers=2)) as stack:
+    async with Stack(StackOptions(routers=1, workers=2, engine_flags=("--no-kv-events",))) as stack:
         args = ("--redis-url", stack.redis_url, "--pool", "demo", "--router", stack.router_urls[0])
         status, findings = await doctor(*args)
         assert (status, bad(findings)) == (0, [])

@@ -14,50 +14,11 @@ from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.engine import EngineHost, EngineSpec, named_profile, start_engines
 
 from ..kv_audit import Audit, audit, tokenize
+from ..link import Link
 from ..waiting import eventually
 from .conftest import MODEL, leftovers
 
 pytestmark = pytest.mark.timeout(180)
-
-
-class Link:
-    """A way to a port that can be cut: nothing comes through, and what was on its way is lost."""
-
-    def __init__(self, target: str) -> None:
-        host, port = target.removeprefix("tcp://").split(":")
-        self._target = (host, int(port))
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.is_cut = False
-
-    async def open(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.is_cut:
-            writer.close()
-            return
-        with contextlib.suppress(OSError):
-            up_reader, up_writer = await asyncio.open_connection(*self._target)
-            self._writers |= {writer, up_writer}
-            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-        self._writers.discard(writer)
-
-    def cut(self) -> None:
-        self.is_cut = True
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-    async def close(self) -> None:
-        self.cut()
-        self._server.close()
 
 
 @dataclass
@@ -175,7 +136,7 @@ async def test_after_a_lost_connection_it_is_what_is_cached(fleet: Fleet, which:
         link.cut()
     await fleet.ask(second)
     for link in cut:
-        link.is_cut = False
+        link.mend()
     await fleet.ask(third)
     await fleet.agree()
 

@@ -2,18 +2,23 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from dualmap_cli.stack import Stack
+from dualmap_cli.stack import Stack, StackOptions
 
 from ..kv_audit import Audit, audit, tokenize
+from ..link import Link
 from ..waiting import eventually
 from .conftest import MODEL, OPTIONS
 
+_RUN = time.time_ns()
+"""What an engine cached before its worker came, its worker cannot know: no other run begins like this."""
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -22,16 +27,18 @@ def texts(seed: int, count: int, num_chars: int) -> list[str]:
     rng = random.Random(seed)
     system = "the quick brown fox jumps over the lazy dog " * 160
     return [
-        f"{system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars)) for number in range(count)
+        f"{_RUN} {system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars))
+        for number in range(count)
     ]
 
 
 class Auditor:
-    """Asks, and remembers what was asked."""
+    """Asks, and remembers what was asked. `replay_urls` are the engines' own."""
 
-    def __init__(self, system: Stack, http: aiohttp.ClientSession) -> None:
+    def __init__(self, system: Stack, http: aiohttp.ClientSession, replay_urls: Sequence[str]) -> None:
         self._system = system
         self._http = http
+        self._replay_urls = replay_urls
         self._prompts: dict[str, list[int]] = {}
 
     async def ask(self, prompts: Sequence[str]) -> None:
@@ -52,8 +59,7 @@ class Auditor:
 
         async def all_agree() -> bool:
             found.clear()
-            for index, url in enumerate(self._system.engine_urls):
-                replay_url = self._system.kv_urls[url][1]
+            for index, replay_url in enumerate(self._replay_urls):
                 found.append(
                     await audit(redis, OPTIONS.pool, f"worker-{index + 1}", replay_url, self._prompts)
                 )
@@ -68,9 +74,9 @@ class Auditor:
 
 
 async def test_ownership_follows_the_cache_through_load_and_evictions(
-    system: Stack, http: aiohttp.ClientSession
+    system: Stack, http: aiohttp.ClientSession, kv_urls: list[tuple[str, str]]
 ) -> None:
-    auditor = Auditor(system, http)
+    auditor = Auditor(system, http, [replay_url for _, replay_url in kv_urls])
     await auditor.ask(texts(1, 6, 1200))
     first = await auditor.agree()
     assert sum(len(one.owned) for one in first) > 6
@@ -80,3 +86,24 @@ async def test_ownership_follows_the_cache_through_load_and_evictions(
     after = await auditor.agree()
     gone = frozenset[bytes]().union(*(one.owned for one in first)).difference(*(one.owned for one in after))
     assert gone, "nothing was evicted: the test shows nothing"
+
+
+async def test_ownership_is_true_again_after_a_lost_subscription(
+    options: StackOptions, http: aiohttp.ClientSession, kv_urls: list[tuple[str, str]]
+) -> None:
+    links = [Link(url) for urls in kv_urls for url in urls]
+    ways = [await link.open() for link in links]
+    cut_off = {url: (ways[2 * index], ways[2 * index + 1]) for index, url in enumerate(options.engine_urls)}
+    async with Stack(replace(options, kv_urls=cut_off)) as stack:
+        auditor = Auditor(stack, http, [replay_url for _, replay_url in kv_urls])
+        await auditor.ask(texts(5, 4, 1200))
+        await auditor.agree()
+        for link in links:
+            link.cut()
+        await auditor.ask(texts(6, 12, 2400))
+        for link in links:
+            link.mend()
+        await auditor.ask(texts(7, 4, 1200))
+        await auditor.agree()
+    for link in links:
+        await link.close()
