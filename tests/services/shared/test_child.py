@@ -146,6 +146,7 @@ async def test_a_stopped_one_is_killed_with_all_of_its_processes(tmp_path: Path)
     child, processes = await family(tmp_path)
     for process in processes:
         process.suspend()
+    await eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
     assert await child.stop(grace_s=0.1) == -signal.SIGKILL
     assert ended(processes)
 
