@@ -59,6 +59,9 @@ class RunningPrefill:
     cost_s: float
     elapsed_s: float
     feasible: bool
+    """As booked."""
+    preemptible: bool = False
+    """It is late and gives way to a feasible request."""
 
 
 @dataclass(frozen=True, slots=True)
