@@ -165,6 +165,7 @@ class Perf:
     feasible: bool
     held: bool
     reported_us: int = 0
+    preemptible: bool = False
 
     def pack(self) -> bytes:
         """As the functions read it."""
@@ -178,7 +179,8 @@ class Perf:
                 self.running_charge,
                 self.started_us,
                 self.cost_us,
-                int(self.feasible),
+                # One number: whoever knows no preemption reads what gives way as infeasible, which it is.
+                int(self.feasible) + 2 * int(self.preemptible),
                 int(self.held),
                 self.reported_us,
             )
@@ -190,11 +192,12 @@ def parse_perf(packed: bytes) -> Perf | None:
     if not packed:
         return None
     try:
-        a, b, c, router, charge, started_us, cost_us, feasible, held, reported_us = _decode_perf(packed)
+        a, b, c, router, charge, started_us, cost_us, kind, held, reported_us = _decode_perf(packed)
     except (ValueError, TypeError, msgspec.DecodeError) as exc:
         raise WireError(f"perf holds {packed!r:.100}") from exc
     speed = PrefillSpeed(a, b, c)
-    return Perf(speed, router, charge, started_us, cost_us, feasible == 1, held == 1, reported_us)
+    feasible, preemptible = kind % 2 == 1, kind >= 2
+    return Perf(speed, router, charge, started_us, cost_us, feasible, held == 1, reported_us, preemptible)
 
 
 def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
@@ -224,7 +227,7 @@ def instance_view(
         held = perf.held
         if perf.running_charge:
             elapsed_s = (now_us - perf.started_us) / 1e6
-            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible)
+            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible, perf.preemptible)
     return InstanceView(
         instance=instance,
         feasible_s=feasible_us / 1e6,

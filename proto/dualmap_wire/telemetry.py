@@ -49,6 +49,9 @@ class RunningReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
     cost_s: float
     feasible: bool
+    """As booked."""
+    preemptible: bool = False
+    """It is late and gives way to a feasible request."""
 
 
 class QueuedReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +83,7 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     fit_residual: float
     bytes_per_token: float
     busy_s: float
+    """Prefill seconds left in the engine."""
     held: bool
     queued_total: int
     queued: tuple[QueuedReport, ...]
@@ -88,6 +92,10 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     engine_running: int = 0
     engine_waiting: int = 0
     kv_use: float = 0.0
+    preemptible_s: float = 0.0
+    """The part of `busy_s` that gives way to a feasible request."""
+    preemptions: int = 0
+    """Prefills that were aborted and queued again, in all."""
 
     @property
     def prefill_speed(self) -> PrefillSpeed:

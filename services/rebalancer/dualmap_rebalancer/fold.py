@@ -105,7 +105,7 @@ def _facts(report: QueueReport) -> tuple[object, ...]:
     running = report.running
     if running is None:
         return (report.generation, report.speed, report.held)
-    head = (running.router, running.charge_id, running.cost_s, running.feasible)
+    head = (running.router, running.charge_id, running.cost_s, running.feasible, running.preemptible)
     return (report.generation, report.speed, report.held, head)
 
 
@@ -123,4 +123,5 @@ def _perf(heard: Heard, speed: PrefillSpeed, now_s: float) -> Perf:
         cost_us=round(running.cost_s * 1e6),
         feasible=running.feasible,
         held=report.held,
+        preemptible=running.preemptible,
     )
