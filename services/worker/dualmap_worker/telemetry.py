@@ -85,12 +85,13 @@ def queue_report(
                 cached_tokens=job.cached_tokens,
                 priority=job.priority,
                 feasible=job.feasible,
-                movable=placement.moves == 0,
+                # Elsewhere a preempted request would find nothing of what it has computed here.
+                movable=placement.moves == 0 and job.preemptions == 0,
                 backup=placement.backup,
                 backup_cached_tokens=placement.backup_cached_tokens,
             )
         )
-    running = None
+    running, line = None, admission.in_line(now_s)
     if admission.line:
         head = requests.flow(admission.line[0].request_id)
         if head is not None:
@@ -100,6 +101,7 @@ def queue_report(
                 elapsed_s=now_s - admission.head_since_s(),
                 cost_s=head.job.own_s(speed),
                 feasible=head.job.feasible,
+                preemptible=any(r.queued.request_id == head.job.request_id for r in line.giving_way),
             )
     return QueueReport(
         instance=instance,
@@ -118,4 +120,6 @@ def queue_report(
         engine_running=admission.load.running,
         engine_waiting=admission.load.waiting,
         kv_use=admission.load.kv_use,
+        preemptible_s=line.giving_way_s,
+        preemptions=admission.preemptions,
     )

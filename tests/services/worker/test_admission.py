@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap.queue_order import OrderRule
-from dualmap_worker.admission import Admission, Job
+from dualmap_worker.admission import Admission
 from dualmap_worker.engine import EngineLoad
+from dualmap_worker.job import Job
 
 AHEAD = 2048
 LARGE = 20_000
@@ -247,7 +248,7 @@ def test_unstreamed_answers_alone_teach_nothing_and_are_not_kept() -> None:
     while adm.queue or adm.line:
         now_s += max(adm.admit(now_s) or 0.0, 0.001)
     assert adm.tracker.fit.num_samples == 0
-    assert len(adm._unseen) <= 16
+    assert len(adm._samples._unseen) <= 16
 
 
 STEPS = st.lists(
