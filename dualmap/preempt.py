@@ -9,7 +9,7 @@ computed something: each run makes progress, and their number is bounded.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
 
@@ -22,6 +22,8 @@ class RunningRequest:
     ran_s: float
     """Since the engine began to compute it, in this run; 0 while others are ahead of it."""
     preemptions: int = 0
+    stop_s: float = 0.0
+    """How long the engine still computes it after an abort: it ends the step that it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class PreemptRule:
 
     enabled: bool = True
     min_s: float = 0.25
-    """What is left must exceed this: an abort costs a request sent twice and a block computed twice."""
+    """An abort must save more than this: it costs a request sent twice and a block computed twice."""
     min_run_s: float = 0.25
     """Each run lasts at least this long, so that each one makes progress."""
     max_times: int = 32
@@ -50,7 +52,7 @@ class Line:
     """The engine's prefills by what a feasible request sees of them."""
 
     blocking_s: float
-    """Prefill seconds that nothing waits less for."""
+    """Prefill seconds that a feasible request waits for."""
     giving_way: tuple[RunningRequest, ...] = ()
 
     @property
@@ -65,7 +67,9 @@ def split(line: Iterable[RunningRequest], now_s: float, order_rule: OrderRule, r
     giving_way: list[RunningRequest] = []
     for running in line:
         if _gives_way(running, now_s + blocking_s, now_s, order_rule, rule):
-            giving_way.append(running)
+            queued = replace(running.queued, own_s=running.queued.own_s - running.stop_s)
+            giving_way.append(replace(running, queued=queued))
+            blocking_s += running.stop_s
         else:
             blocking_s += running.queued.own_s
     return Line(blocking_s, tuple(giving_way))
@@ -95,13 +99,13 @@ def plan_preemption(
     return None
 
 
-def computed_tokens(uncached_tokens: int, ran_s: float, own_s: float, block_tokens: int) -> int:
-    """How much of a prefill is done for certain after `ran_s` of its `own_s`, in whole KV blocks.
+def computed_tokens(uncached_tokens: int, ran_s: float, own_s: float) -> int:
+    """How much of a prefill is done for certain after `ran_s` of its `own_s`.
 
     Later tokens attend to more and cost more, so the share of the tokens is no less than that of the time.
     """
     share = min(max(ran_s / own_s, 0.0), 1.0) if own_s > 0.0 else 0.0
-    return int(share * max(uncached_tokens - 1, 0)) // block_tokens * block_tokens
+    return int(share * max(uncached_tokens - 1, 0))
 
 
 def _gives_way(
@@ -113,4 +117,4 @@ def _gives_way(
     is_late = ready_s + queued.own_s > queued.arrival_s + queued.slo_s
     # An aged request goes before everything of its class: it would be the next to start again.
     is_aged = now_s - queued.arrival_s >= order_rule.age_bound_s
-    return is_late and not is_aged and queued.own_s > rule.min_s
+    return is_late and not is_aged and queued.own_s - running.stop_s > rule.min_s

@@ -43,13 +43,15 @@ def estimate(request: ChoiceRequest, view: InstanceView, rule: ChoiceRule) -> Es
         left_s = running.cost_s - done_s
         if running.feasible:
             feasible_s -= done_s
-            if running.preemptible:
-                # Booked as feasible, late by now: it waits behind the feasible ones like any other.
-                left_s = min(left_s, max(feasible_s, 0.0))
-                feasible_s, infeasible_s = feasible_s - left_s, infeasible_s + left_s
         else:
             infeasible_s -= done_s
-            blocking_s = 0.0 if running.preemptible else left_s
+            blocking_s = left_s
+        if running.gives_way_s is not None:
+            if running.feasible:
+                # Booked as feasible, late by now: it will wait behind the feasible ones like any other.
+                left_s = min(left_s, max(feasible_s, 0.0))
+                feasible_s, infeasible_s = feasible_s - left_s, infeasible_s + left_s
+            blocking_s = min(left_s, running.gives_way_s)
     elif feasible_s <= 0.0:
         # Telemetry has not said what runs, but an engine with booked work is never idle.
         blocking_s = infeasible_s

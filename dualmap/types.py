@@ -60,8 +60,8 @@ class RunningPrefill:
     elapsed_s: float
     feasible: bool
     """As booked."""
-    preemptible: bool = False
-    """It is late and gives way to a feasible request."""
+    gives_way_s: float | None = None
+    """It is late and gives way to a feasible request within this time; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

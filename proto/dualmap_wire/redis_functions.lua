@@ -93,7 +93,8 @@ local function owned_depth(prefix, instance, hashes)
 end
 
 -- perf holds {a, b, c, running router, its charge, started_us, cost_us, class, held, reported_us}; the class of
--- the running prefill is 1 if it was booked as feasible, plus 2 if it gives way to a feasible request.
+-- the running prefill is 1 if it was booked as feasible, plus twice the microseconds within which it gives way to a
+-- feasible request (0 if it does not).
 local function read_view(prefix, instance, hashes, now, speed)
   local booked = call('HMGET', prefix .. 'charges', 'f:' .. instance, 'i:' .. instance)
   local view = {
@@ -109,7 +110,7 @@ local function read_view(prefix, instance, hashes, now, speed)
       if perf[5] ~= '' and call('HEXISTS', prefix .. 'charges:' .. perf[4], perf[5]) == 1 then
         view.running = {
           elapsed_s = (now - perf[6]) / 1000000, cost_s = perf[7] / 1000000,
-          feasible = perf[8] % 2 == 1, preemptible = perf[8] >= 2,
+          feasible = perf[8] % 2 == 1, gives_way_s = perf[8] >= 2 and math.floor(perf[8] / 2) / 1000000,
         }
       end
     end
@@ -125,13 +126,16 @@ local function estimate(request, view)
     local left_s = running.cost_s - done_s
     if running.feasible then
       feasible_s = feasible_s - done_s
-      if running.preemptible then
+    else
+      infeasible_s = infeasible_s - done_s
+      blocking_s = left_s
+    end
+    if running.gives_way_s then
+      if running.feasible then
         left_s = math.min(left_s, math.max(feasible_s, 0.0))
         feasible_s, infeasible_s = feasible_s - left_s, infeasible_s + left_s
       end
-    else
-      infeasible_s = infeasible_s - done_s
-      if not running.preemptible then blocking_s = left_s end
+      blocking_s = math.min(left_s, running.gives_way_s)
     end
   elseif feasible_s <= 0.0 then
     blocking_s = infeasible_s

@@ -165,7 +165,8 @@ class Perf:
     feasible: bool
     held: bool
     reported_us: int = 0
-    preemptible: bool = False
+    gives_way_us: int = 0
+    """It is late and gives way to a feasible request within this time; 0 if it does not."""
 
     def pack(self) -> bytes:
         """As the functions read it."""
@@ -180,7 +181,7 @@ class Perf:
                 self.started_us,
                 self.cost_us,
                 # One number: whoever knows no preemption reads what gives way as infeasible, which it is.
-                int(self.feasible) + 2 * int(self.preemptible),
+                int(self.feasible) + 2 * self.gives_way_us,
                 int(self.held),
                 self.reported_us,
             )
@@ -196,8 +197,7 @@ def parse_perf(packed: bytes) -> Perf | None:
     except (ValueError, TypeError, msgspec.DecodeError) as exc:
         raise WireError(f"perf holds {packed!r:.100}") from exc
     speed = PrefillSpeed(a, b, c)
-    feasible, preemptible = kind % 2 == 1, kind >= 2
-    return Perf(speed, router, charge, started_us, cost_us, feasible, held == 1, reported_us, preemptible)
+    return Perf(speed, router, charge, started_us, cost_us, kind % 2 == 1, held == 1, reported_us, kind // 2)
 
 
 def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
@@ -227,7 +227,8 @@ def instance_view(
         held = perf.held
         if perf.running_charge:
             elapsed_s = (now_us - perf.started_us) / 1e6
-            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible, perf.preemptible)
+            gives_way_s = perf.gives_way_us / 1e6 if perf.gives_way_us else None
+            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible, gives_way_s)
     return InstanceView(
         instance=instance,
         feasible_s=feasible_us / 1e6,

@@ -50,8 +50,8 @@ class RunningReport(msgspec.Struct, frozen=True, kw_only=True):
     cost_s: float
     feasible: bool
     """As booked."""
-    preemptible: bool = False
-    """It is late and gives way to a feasible request."""
+    gives_way_s: float | None = None
+    """It is late and gives way to a feasible request within this time; None if it does not."""
 
 
 class QueuedReport(msgspec.Struct, frozen=True, kw_only=True):

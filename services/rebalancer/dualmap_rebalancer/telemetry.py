@@ -174,7 +174,7 @@ def _check_numbers(report: QueueReport) -> None:
     """Refuse what no clock or counter can say: one NaN would spoil every sum that it enters."""
     numbers = [*report.speed, report.busy_s, report.preemptible_s]
     if report.running is not None:
-        numbers += (report.running.elapsed_s, report.running.cost_s)
+        numbers += (report.running.elapsed_s, report.running.cost_s, report.running.gives_way_s or 0.0)
     for queued in report.queued:
         numbers += (queued.waited_s, queued.own_s, queued.slo_s)
     if not all(-_MAX_NUMBER < number < _MAX_NUMBER for number in numbers):

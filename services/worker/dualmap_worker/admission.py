@@ -6,6 +6,7 @@ first served, so the requests inside that have shown no first byte form a line; 
 previous first byte. An answer that is not streamed shows no first byte: it leaves the line when the
 estimate says so, and is taken to have been prefilled by the next first byte that shows. A head that is late
 gives way to a feasible request (`dualmap.preempt`): it is stopped, and waits again with what it computed cached.
+A long one that is late starts alone: beside others it would fill their step, and their first bytes wait for that.
 """
 
 from collections.abc import Iterable
@@ -42,9 +43,11 @@ class Admission:
         max_running: int,
         hold_kv_use: float,
         preempt: PreemptRule = PreemptRule(),  # noqa: B008 - a value
+        step_tokens: int = 8192,
     ) -> None:
         self._rule = rule
         self._preempt_rule = preempt
+        self._step_tokens = step_tokens
         self._ahead_tokens = ahead_tokens
         self._max_running = max_running
         self._hold_kv_use = hold_kv_use
@@ -114,8 +117,18 @@ class Admission:
         ran_s = max(now_s - self.head_since_s(), 0.0)
         for job in self.line:
             own_s = job.own_s(speed)
-            yield RunningRequest(job.queued(max(own_s - ran_s, 0.0)), ran_s, job.preemptions)
+            left_s = max(own_s - ran_s, 0.0)
+            stop_s = min(self._stop_s(job, ran_s), left_s)
+            yield RunningRequest(job.queued(left_s), ran_s, job.preemptions, stop_s)
             ran_s = 0.0
+
+    def _stop_s(self, job: Job, ran_s: float) -> float:
+        """What is left on average of the step that the engine is in, if that is this request's."""
+        if ran_s <= 0.0:
+            return 0.0
+        speed = self.tracker.speed()
+        done = computed_tokens(job.uncached_tokens, ran_s, job.own_s(speed))
+        return 0.5 * (speed.prefill_s(self._step_tokens, job.cached_tokens + done) - speed.a_s)
 
     # What happens
 
@@ -139,12 +152,18 @@ class Admission:
             if self.line and busy_s > ahead_s:
                 waits = (busy_s - ahead_s, self._unstreamed_due_s(now_s), self._preempt(now_s))
                 return min(wait_s for wait_s in waits if wait_s is not None)
-            job = self.queue.pop(self.ordered(now_s)[0].request.request_id)
+            first = self.ordered(now_s)[0]
+            if self.line and self._starts_alone(first, ahead_s):
+                break
+            job = self.queue.pop(first.request.request_id)
             job.started_s = now_s
             self.line.append(job)
             self.running.add(job.request_id)
             job.start()
         return self._unstreamed_due_s(now_s)
+
+    def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
+        return self._rule.order == "late-last" and not entry.feasible and entry.request.own_s > ahead_s
 
     def _preempt(self, now_s: float) -> float | None:
         """Stop the head of the line if it is to give way; or tell in how many seconds it will be."""
@@ -167,7 +186,8 @@ class Admission:
         if job in self.line:
             if job is self.line[0]:
                 own_s, ran_s = job.own_s(self.speed(now_s)), now_s - self.head_since_s()
-                job.cached_tokens += computed_tokens(job.uncached_tokens, ran_s, own_s, _BLOCK_TOKENS)
+                done = computed_tokens(job.uncached_tokens, ran_s, own_s)
+                job.cached_tokens += done // _BLOCK_TOKENS * _BLOCK_TOKENS
             self._leave_undone(job, now_s)
         self.running.discard(job.request_id)
         job.started_s, job.stopping = None, False

@@ -66,6 +66,7 @@ class WorkerApp:
             settings.max_running,
             settings.hold_kv_use,
             settings.preempt_rule(),
+            settings.step_tokens,
         )
         self._publisher = Publisher(settings.host, settings.telemetry_port)
         instance = settings.instance or socket.gethostname()

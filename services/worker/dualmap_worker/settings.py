@@ -39,6 +39,8 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """... it has run this long since it was started last,"""
     preempt_max: Count = _PREEMPT.max_times
     """... and it was preempted less often than this."""
+    step_tokens: Count = 8192
+    """vLLM's --max-num-batched-tokens: an aborted prefill holds the engine until its step ends."""
     prefill_ahead_tokens: Count = 2048
     """The engine gets its next prefill when what it has left falls under this: busy but shallow."""
     max_queued: Count = 4096

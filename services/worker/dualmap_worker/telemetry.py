@@ -101,7 +101,9 @@ def queue_report(
                 elapsed_s=now_s - admission.head_since_s(),
                 cost_s=head.job.own_s(speed),
                 feasible=head.job.feasible,
-                preemptible=any(r.queued.request_id == head.job.request_id for r in line.giving_way),
+                gives_way_s=next(
+                    (r.stop_s for r in line.giving_way if r.queued.request_id == head.job.request_id), None
+                ),
             )
     return QueueReport(
         instance=instance,

@@ -91,6 +91,31 @@ def test_late_requests_wait_behind_feasible_ones() -> None:
     assert seen.started == ["blocker", "good"]
 
 
+@pytest.mark.parametrize(("order", "started"), [("late-last", ["good"]), ("fcfs", ["good", "late"])])
+def test_a_long_late_prefill_starts_alone(order: str, started: list[str]) -> None:
+    """Beside the other it would fill the engine's step, and the other's first byte would wait for it."""
+    adm, seen = admission(order=order), Started()
+    late, good = seen.job("late", 0.1), seen.job("good", 0.0, tokens=100)
+    late.slo_s = 0.01
+    adm.add(good)
+    adm.add(late)
+    adm.admit(0.1)
+    assert seen.started == started
+    adm.first_byte(good, 0.2)
+    adm.admit(0.2)
+    assert seen.started == ["good", "late"]
+
+
+def test_short_late_ones_share_a_step() -> None:
+    adm, seen = admission(), Started()
+    for name in ("a", "b", "c"):
+        job = seen.job(name, 0.0, tokens=100)
+        job.slo_s = 0.01
+        adm.add(job)
+    adm.admit(0.1)
+    assert seen.started == ["a", "b", "c"]
+
+
 def test_first_come_first_served_if_asked() -> None:
     adm, seen = admission(order="fcfs"), Started()
     late = seen.job("late", 0.0)
