@@ -34,31 +34,38 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def start_vllm(name: str, model_folder: Path, logs: Path, *flags: str) -> tuple[Child, str]:
+    """vLLM's own OpenAI server and its URL; later flags win."""
+    port = _free_port()
+    # The module, since the `vllm` command looks for a distribution of that name.
+    argv = [
+        os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model_folder), "--served-model-name", MODEL, "--load-format", "dummy",
+        "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
+        "--enable-prompt-tokens-details", "--enable-request-id-headers", *flags,
+    ]  # fmt: skip
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return start_child(argv, name, logs / f"{name}.log", env), f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="session")
 def engines(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """URLs of vLLM's own OpenAI servers, all ready."""
     logs = tmp_path_factory.mktemp("vllm-logs")
     children, urls = [], []
     for number in range(NUM_ENGINES):
-        port = _free_port()
-        # The module, since the `vllm` command looks for a distribution of that name.
-        argv = [
-            os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(model_folder), "--served-model-name", MODEL, "--load-format", "dummy",
-            "--enforce-eager", "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port),
-            "--enable-prompt-tokens-details", "--enable-request-id-headers",
-        ]  # fmt: skip
-        env = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", env))
-        urls.append(f"http://127.0.0.1:{port}")
+        child, url = start_vllm(f"vllm-{number}", model_folder, logs)
+        children.append(child)
+        urls.append(url)
     try:
-        asyncio.run(_ready(urls, children))
+        asyncio.run(ready(urls, children))
         yield urls
     finally:
-        asyncio.run(_stop(children))
+        asyncio.run(stop(children))
 
 
-async def _ready(urls: list[str], children: list[Child]) -> None:
+async def ready(urls: list[str], children: list[Child]) -> None:
+    """Wait until all serve."""
     async with aiohttp.ClientSession() as http, asyncio.timeout(_START_S):
         for url, child in zip(urls, children, strict=True):
             while not await _healthy(http, url):
@@ -74,7 +81,8 @@ async def _healthy(http: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _stop(children: list[Child]) -> None:
+async def stop(children: list[Child]) -> None:
+    """Stop all."""
     await asyncio.gather(*(child.stop(grace_s=15) for child in children))
 
 
