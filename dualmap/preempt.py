@@ -3,9 +3,10 @@
 Theory of operation. A prefill of 10-30 s that can no longer meet its SLO would cost every feasible request
 behind it theirs. Until its first byte nobody was sent anything, so it may be aborted and queued again: what
 it has computed stays in the engine's prefix cache, and it resumes from there. A prefill *gives way* when it
-is late anyway, not past the age bound, and worth the abort; it is then ordered as if it still waited. It is
-preempted when a feasible request is ahead of it in that order and its run has lasted long enough to have
-computed something: each run makes progress, and their number is bounded.
+is late anyway, not too old, and worth the abort; it is then ordered as if it still waited. It is preempted when
+a feasible request is ahead of it in that order and its run has lasted long enough to have computed something:
+each run makes progress, and their number is bounded. Too old is well before the age bound: work that is put off
+until it goes first costs every feasible request behind it, and a whole pool of it would miss all objectives.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,8 @@ class PreemptRule:
     """Each run lasts at least this long, so that each one makes progress."""
     max_times: int = 32
     """A request that was preempted this often runs to its end."""
+    until_age: float = 0.5
+    """... and so does one that waited for this share of the age bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,6 @@ def _gives_way(
     if not rule.enabled or order_rule.order == "fcfs" or running.preemptions >= rule.max_times:
         return False
     is_late = ready_s + queued.own_s > queued.arrival_s + queued.slo_s
-    # An aged request goes before everything of its class: it would be the next to start again.
-    is_aged = now_s - queued.arrival_s >= order_rule.age_bound_s
-    return is_late and not is_aged and queued.own_s - running.stop_s > rule.min_s
+    # Past the age bound itself it would go before everything of its class, and so be the next to start again.
+    is_old = now_s - queued.arrival_s >= min(rule.until_age, 1.0) * order_rule.age_bound_s
+    return is_late and not is_old and queued.own_s - running.stop_s > rule.min_s

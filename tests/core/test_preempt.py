@@ -54,8 +54,8 @@ PLANS = {
     "late behind what does not": (
         [running("first", left_s=0.2, ran_s=0.1), running("v", ran_s=0.0)], [queued("tight", 3.9)], None
     ),
-    "not past its age bound": ([running(age_s=60.0)], [GOOD], None),
-    "nearly past it": ([running(age_s=59.9)], [GOOD], Preemption("v", 0.0)),
+    "not past half its age bound": ([running(age_s=30.0)], [GOOD], None),
+    "nearly past it": ([running(age_s=29.9)], [GOOD], Preemption("v", 0.0)),
     "not for a little rest": ([running(age_s=9, left_s=0.25)], [GOOD], None),
     "for a little more": ([running(age_s=9, left_s=0.26)], [GOOD], Preemption("v", 0.0)),
     "not for what its last step leaves": ([running(age_s=9, left_s=0.7, stop_s=0.5)], [GOOD], None),
@@ -126,7 +126,7 @@ def test_who_is_preempted(
     assert victim.ran_s > 0.0 and victim.ran_s + found.after_s >= rule.min_run_s
     # 2. Late even if it went on, not aged, worth the abort, not stopped too often.
     assert NOW_S + victim.queued.own_s > victim.queued.arrival_s + victim.queued.slo_s
-    assert NOW_S - victim.queued.arrival_s < order_rule.age_bound_s
+    assert NOW_S - victim.queued.arrival_s < 0.5 * order_rule.age_bound_s
     assert victim.queued.own_s > rule.min_s and victim.preemptions < rule.max_times
     # 3. For one of its class or a higher one, which is in time when it starts now and goes first.
     ordered = order_behind(split(line, NOW_S, order_rule, rule), queue, NOW_S, order_rule)

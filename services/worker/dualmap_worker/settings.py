@@ -38,7 +38,9 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     preempt_min_run_s: Positive = _PREEMPT.min_run_s
     """... it has run this long since it was started last,"""
     preempt_max: Count = _PREEMPT.max_times
-    """... and it was preempted less often than this."""
+    """... it was preempted less often than this,"""
+    preempt_until_age: Share = _PREEMPT.until_age
+    """... and waited less than this share of the age bound."""
     step_tokens: Count = 8192
     """vLLM's --max-num-batched-tokens: an aborted prefill holds the engine until its step ends."""
     prefill_ahead_tokens: Count = 2048
@@ -66,4 +68,10 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
 
     def preempt_rule(self) -> PreemptRule:
         """Which running prefills give way."""
-        return PreemptRule(self.preempt, self.preempt_min_s, self.preempt_min_run_s, self.preempt_max)
+        return PreemptRule(
+            enabled=self.preempt,
+            min_s=self.preempt_min_s,
+            min_run_s=self.preempt_min_run_s,
+            max_times=self.preempt_max,
+            until_age=self.preempt_until_age,
+        )
