@@ -42,7 +42,7 @@ class InstanceQueue:
     instance: str
     speed: PrefillSpeed
     busy_s: float
-    """Prefill seconds that the engine has started and not finished."""
+    """Prefill seconds that the engine has started and not finished, without what gives way (`preempt`)."""
     queue: tuple[QueuedWork, ...] = ()
     accepts: bool = True
     """False while draining, held or with unknown telemetry: nothing moves there."""

@@ -33,18 +33,25 @@ def estimate(request: ChoiceRequest, view: InstanceView, rule: ChoiceRule) -> Es
     """Wait, own prefill, TTFT and score of a request on one instance.
 
     A request that meets its SLO waits for feasible work only, since the queue serves infeasible work
-    after it (`queue_order`); but a prefill that already runs is not interrupted, whatever its class. An
-    engine that holds admissions is expected to make it wait for one SLO more.
+    after it (`queue_order`); and for the prefill that runs, unless that gives way (`preempt`). An engine
+    that holds admissions is expected to make it wait for one SLO more.
     """
     feasible_s, infeasible_s, blocking_s = view.feasible_s, view.infeasible_s, 0.0
     running = view.running
     if running is not None:
         done_s = min(max(running.elapsed_s, 0.0), running.cost_s)
+        left_s = running.cost_s - done_s
         if running.feasible:
             feasible_s -= done_s
         else:
             infeasible_s -= done_s
-            blocking_s = running.cost_s - done_s
+            blocking_s = left_s
+        if running.gives_way_s is not None:
+            if running.feasible:
+                # Booked as feasible, late by now: it will wait behind the feasible ones like any other.
+                left_s = min(left_s, max(feasible_s, 0.0))
+                feasible_s, infeasible_s = feasible_s - left_s, infeasible_s + left_s
+            blocking_s = min(left_s, running.gives_way_s)
     elif feasible_s <= 0.0:
         # Telemetry has not said what runs, but an engine with booked work is never idle.
         blocking_s = infeasible_s

@@ -59,6 +59,9 @@ class RunningPrefill:
     cost_s: float
     elapsed_s: float
     feasible: bool
+    """As booked."""
+    gives_way_s: float | None = None
+    """It is late and gives way to a feasible request within this time; None if it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,8 @@ class Stack:
             "kv_events_url": kv_events_url,
             "kv_replay_url": kv_replay_url,
             "age_bound_s": 60.0 / self.options.time_scale,
+            "preempt_min_s": 0.25 / self.options.time_scale,
+            "preempt_min_run_s": 0.25 / self.options.time_scale,
             **self.options.worker_flags,
             **flags,
         }

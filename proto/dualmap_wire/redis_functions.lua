@@ -92,7 +92,9 @@ local function owned_depth(prefix, instance, hashes)
   return low
 end
 
--- perf holds {a, b, c, running router, its charge, started_us, cost_us, feasible, held, reported_us}.
+-- perf holds {a, b, c, running router, its charge, started_us, cost_us, class, held, reported_us}; the class of
+-- the running prefill is 1 if it was booked as feasible, plus twice the microseconds within which it gives way to a
+-- feasible request (0 if it does not).
 local function read_view(prefix, instance, hashes, now, speed)
   local booked = call('HMGET', prefix .. 'charges', 'f:' .. instance, 'i:' .. instance)
   local view = {
@@ -106,7 +108,10 @@ local function read_view(prefix, instance, hashes, now, speed)
     if now - perf[10] <= STALE_US then
       view.held = perf[9] == 1
       if perf[5] ~= '' and call('HEXISTS', prefix .. 'charges:' .. perf[4], perf[5]) == 1 then
-        view.running = { elapsed_s = (now - perf[6]) / 1000000, cost_s = perf[7] / 1000000, feasible = perf[8] == 1 }
+        view.running = {
+          elapsed_s = (now - perf[6]) / 1000000, cost_s = perf[7] / 1000000,
+          feasible = perf[8] % 2 == 1, gives_way_s = perf[8] >= 2 and math.floor(perf[8] / 2) / 1000000,
+        }
       end
     end
   end
@@ -118,11 +123,19 @@ local function estimate(request, view)
   local running = view.running
   if running then
     local done_s = math.min(math.max(running.elapsed_s, 0.0), running.cost_s)
+    local left_s = running.cost_s - done_s
     if running.feasible then
       feasible_s = feasible_s - done_s
     else
       infeasible_s = infeasible_s - done_s
-      blocking_s = running.cost_s - done_s
+      blocking_s = left_s
+    end
+    if running.gives_way_s then
+      if running.feasible then
+        left_s = math.min(left_s, math.max(feasible_s, 0.0))
+        feasible_s, infeasible_s = feasible_s - left_s, infeasible_s + left_s
+      end
+      blocking_s = math.min(left_s, running.gives_way_s)
     end
   elseif feasible_s <= 0.0 then
     blocking_s = infeasible_s
@@ -480,7 +493,7 @@ local function fenced_off(prefix, fence)
 end
 
 -- Folds telemetry into perf: ARGV = fence, then per instance its name, generation and msgpack
--- {a, b, c, running router, its charge, elapsed_us, cost_us, feasible, held}. Returns -1 when deposed.
+-- {a, b, c, running router, its charge, elapsed_us, cost_us, class, held}. Returns -1 when deposed.
 local function fold(keys, args)
   local prefix, now, folded = keys[1], now_us(), 0
   if fenced_off(prefix, args[1]) then return -1 end

@@ -165,6 +165,8 @@ class Perf:
     feasible: bool
     held: bool
     reported_us: int = 0
+    gives_way_us: int = 0
+    """It is late and gives way to a feasible request within this time; 0 if it does not."""
 
     def pack(self) -> bytes:
         """As the functions read it."""
@@ -178,7 +180,8 @@ class Perf:
                 self.running_charge,
                 self.started_us,
                 self.cost_us,
-                int(self.feasible),
+                # One number: whoever knows no preemption reads what gives way as infeasible, which it is.
+                int(self.feasible) + 2 * self.gives_way_us,
                 int(self.held),
                 self.reported_us,
             )
@@ -190,11 +193,11 @@ def parse_perf(packed: bytes) -> Perf | None:
     if not packed:
         return None
     try:
-        a, b, c, router, charge, started_us, cost_us, feasible, held, reported_us = _decode_perf(packed)
+        a, b, c, router, charge, started_us, cost_us, kind, held, reported_us = _decode_perf(packed)
     except (ValueError, TypeError, msgspec.DecodeError) as exc:
         raise WireError(f"perf holds {packed!r:.100}") from exc
     speed = PrefillSpeed(a, b, c)
-    return Perf(speed, router, charge, started_us, cost_us, feasible == 1, held == 1, reported_us)
+    return Perf(speed, router, charge, started_us, cost_us, kind % 2 == 1, held == 1, reported_us, kind // 2)
 
 
 def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
@@ -224,7 +227,8 @@ def instance_view(
         held = perf.held
         if perf.running_charge:
             elapsed_s = (now_us - perf.started_us) / 1e6
-            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible)
+            gives_way_s = perf.gives_way_us / 1e6 if perf.gives_way_us else None
+            running = RunningPrefill(perf.cost_us / 1e6, elapsed_s, perf.feasible, gives_way_s)
     return InstanceView(
         instance=instance,
         feasible_s=feasible_us / 1e6,

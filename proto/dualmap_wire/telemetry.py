@@ -51,6 +51,9 @@ class RunningReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_s: float
     cost_s: float
     feasible: bool
+    """As booked."""
+    gives_way_s: float | None = None
+    """It is late and gives way to a feasible request within this time; None if it does not."""
 
 
 class QueuedReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +85,7 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     fit_residual: float
     bytes_per_token: float
     busy_s: float
+    """Prefill seconds left in the engine."""
     held: bool
     queued_total: int
     queued: tuple[QueuedReport, ...]
@@ -96,6 +100,10 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     """Times that events were missed for good, since the worker began."""
     owned_chunks: int = 0
     """Chunks that the engine holds, or will soon, as the events tell; 0 without them."""
+    preemptible_s: float = 0.0
+    """The part of `busy_s` that gives way to a feasible request."""
+    preemptions: int = 0
+    """Prefills that were aborted and queued again, in all."""
 
     @property
     def prefill_speed(self) -> PrefillSpeed:

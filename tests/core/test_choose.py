@@ -118,7 +118,9 @@ def test_an_unknown_policy_names_itself_and_the_others() -> None:
 
 
 SPEEDS = st.builds(PrefillSpeed, st.floats(0, 0.1), st.floats(0, 1e-3), st.floats(0, 1e-8))
-RUNNING = st.none() | st.builds(RunningPrefill, st.floats(0, 20), st.floats(0, 30), st.booleans())
+RUNNING = st.none() | st.builds(
+    RunningPrefill, st.floats(0, 20), st.floats(0, 30), st.booleans(), st.none() | st.floats(0, 9)
+)
 # Coarse values, so that ties and bounds are hit.
 LOADS = st.integers(0, 40).map(lambda quarter: quarter / 4)
 REQUESTS = st.builds(

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -72,10 +73,17 @@ def test_slo_grows_with_the_prompt() -> None:
         (view(feasible_s=1.0, infeasible_s=50.0), 1.0, True, 51.0),
         # One that misses its SLO behind that waits for all.
         (view(feasible_s=4.5, infeasible_s=50.0), 54.5, False, 54.5),
-        # What runs is done in part; it is not interrupted, whatever its class.
+        # What runs is done in part, and waited for, whatever its class.
         (view(feasible_s=3.0, running=RunningPrefill(2.0, 1.5, True)), 1.5, True, 1.5),
         (view(1.0, 10.0, running=RunningPrefill(8.0, 6.0, False)), 3.0, True, 5.0),
         (view(1.0, 10.0, running=RunningPrefill(8.0, 1.0, False)), 10.0, False, 10.0),
+        # Who is in time waits only until it gives way, whatever it was booked as.
+        (view(1.0, 10.0, running=RunningPrefill(8.0, 1.0, False, 0.5)), 1.5, True, 10.0),
+        (view(1.0, 10.0, running=RunningPrefill(8.0, 7.8, False, 0.5)), 1.2, True, 3.2),
+        (view(5.0, 10.0, running=RunningPrefill(4.0, 1.0, True, 0.5)), 1.5, True, 14.0),
+        (view(3.6, 10.0, running=RunningPrefill(8.0, 1.0, False, 0.5)), 12.6, False, 12.6),
+        # Charges released before telemetry says that it ended.
+        (view(0.5, 0.0, running=RunningPrefill(8.0, 0.1, True, 0.0)), 0.0, True, 0.4),
         # An overrun does not count below zero, nor a clock that runs backwards.
         (view(feasible_s=2.0, running=RunningPrefill(2.0, 9.0, True)), 0.0, True, 0.0),
         (view(feasible_s=2.0, running=RunningPrefill(2.0, -1.0, True)), 2.0, True, 2.0),
@@ -95,7 +103,9 @@ def test_estimate(seen: InstanceView, wait_s: float, feasible: bool, load_s: flo
     assert got.score == pytest.approx(wait_s + 3.0)
 
 
-RUNNING = st.none() | st.builds(RunningPrefill, SECONDS, st.floats(-1.0, 100.0), st.booleans())
+RUNNING = st.none() | st.builds(
+    RunningPrefill, SECONDS, st.floats(-1.0, 100.0), st.booleans(), st.none() | st.floats(0, 9)
+)
 
 
 @given(
@@ -123,6 +133,9 @@ def test_estimates_are_finite_and_grow_with_load(
     assert got.ttft_s == pytest.approx(got.wait_s + got.own_s)
     if got.feasible:
         assert got.ttft_s <= 5.0 + 1e-9
+    if running is not None:
+        stays = view(feasible_s, infeasible_s, owned, replace(running, gives_way_s=None), held)
+        assert estimate(request(), stays, RULE).wait_s >= got.wait_s - 1e-9
     busier = estimate(request(), view(feasible_s + more_s, infeasible_s, owned, running, held), RULE)
     assert busier.wait_s >= got.wait_s - 1e-9
     warmer = estimate(request(), view(feasible_s, infeasible_s, owned + 1, running, held), RULE)

@@ -21,9 +21,14 @@ from .load_checks import (
 
 
 async def test_dualmap_escapes_two_blocked_candidates_and_paper_waits() -> None:
-    # No moves: what a request's first choice does to it is what is looked at.
+    # No moves, and nothing gives way: what a request's first choice does to it is what is looked at.
     options = StackOptions(
-        routers=1, workers=4, time_scale=5.0, slo_s=5.0, rebalancer_flags={"enabled": False}
+        routers=1,
+        workers=4,
+        time_scale=5.0,
+        slo_s=5.0,
+        worker_flags={"preempt": False},
+        rebalancer_flags={"enabled": False},
     )
     async with Stack(options) as stack:
         key = {"x_dualmap_prefix_key": "one popular document"}

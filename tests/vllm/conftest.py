@@ -61,6 +61,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def start_vllm(
+    name: str, models: Path, logs: Path, events_url: str, replay_url: str, *flags: str
+) -> tuple[Child, str]:
+    """vLLM's own OpenAI server and its URL; later flags win."""
+    port = _free_port()
+    kv_events = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": events_url,
+        "replay_endpoint": replay_url,
+    }
+    # The module, since the `vllm` command looks for a distribution of that name.
+    argv = [
+        os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(models / MODEL), *MODEL_FLAGS, "--host", "127.0.0.1", "--port", str(port),
+        "--enable-prompt-tokens-details", "--enable-request-id-headers",
+        "--kv-events-config", json.dumps(kv_events), *flags,
+    ]  # fmt: skip
+    return start_child(argv, name, logs / f"{name}.log", ENGINE_ENV), f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="session")
 def kv_urls() -> Iterator[list[tuple[str, str]]]:
     """Where each engine publishes and replays its KV events; a socket's path must be short."""
@@ -79,33 +100,23 @@ def engines(
     logs = tmp_path_factory.mktemp("vllm-logs")
     children, urls = [], []
     for number, (events_url, replay_url) in enumerate(kv_urls):
-        kv_events = {
-            "enable_kv_cache_events": True,
-            "publisher": "zmq",
-            "endpoint": events_url,
-            "replay_endpoint": replay_url,
-        }
-        port = _free_port()
-        # The module, since the `vllm` command looks for a distribution of that name.
-        argv = [
-            os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(models / MODEL), *MODEL_FLAGS, "--host", "127.0.0.1", "--port", str(port),
-            "--enable-prompt-tokens-details", "--enable-request-id-headers",
-            "--kv-events-config", json.dumps(kv_events),
+        child, url = start_vllm(
+            f"vllm-{number}", models, logs, events_url, replay_url,
             "--enable-lora", "--max-lora-rank", "8", "--max-loras", "2",
             "--lora-modules", f"{ADAPTER}={models / ADAPTER}",
             "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-        ]  # fmt: skip
-        children.append(start_child(argv, f"vllm-{number}", logs / f"vllm-{number}.log", ENGINE_ENV))
-        urls.append(f"http://127.0.0.1:{port}")
+        )  # fmt: skip
+        children.append(child)
+        urls.append(url)
     try:
-        asyncio.run(_ready(urls, children))
+        asyncio.run(ready(urls, children))
         yield urls
     finally:
-        asyncio.run(_stop(children))
+        asyncio.run(stop(children))
 
 
-async def _ready(urls: list[str], children: list[Child]) -> None:
+async def ready(urls: list[str], children: list[Child]) -> None:
+    """Wait until all serve."""
     async with aiohttp.ClientSession() as http, asyncio.timeout(START_S):
         for url, child in zip(urls, children, strict=True):
             while not await _healthy(http, url):
@@ -121,7 +132,8 @@ async def _healthy(http: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _stop(children: list[Child]) -> None:
+async def stop(children: list[Child]) -> None:
+    """Stop all."""
     await asyncio.gather(*(child.stop(grace_s=15) for child in children))
 
 

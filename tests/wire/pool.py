@@ -108,9 +108,10 @@ def perf(
     cost_us: int = 0,
     feasible: bool = True,
     held: bool = False,
+    gives_way_us: int = 0,
 ) -> Perf:
     """An instance's telemetry as `fold` takes it."""
-    return Perf(speed, router, charge, elapsed_us, cost_us, feasible, held)
+    return Perf(speed, router, charge, elapsed_us, cost_us, feasible, held, gives_way_us=gives_way_us)
 
 
 def route_call(

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -189,6 +190,11 @@ def test_perf_is_these_bytes_both_ways() -> None:
     )
     assert value.pack() == golden
     assert parse_perf(golden) == value
+    # The class is one number, so that nothing moves for whoever knows no preemption.
+    for feasible, gives_way_us, number in ((False, 0, 0), (True, 0, 1), (False, 1, 2), (True, 7, 15)):
+        other = replace(value, feasible=feasible, gives_way_us=gives_way_us)
+        assert other.pack() == golden.replace(b"\x1e\x84\x80\x01", b"\x1e\x84\x80" + bytes([number]))
+        assert parse_perf(other.pack()) == other
     assert parse_perf(b"") is None
 
 
@@ -203,9 +209,9 @@ def test_views_and_their_bad_replies() -> None:
 def test_stale_telemetry_says_nothing_of_now_but_keeps_its_speed(age_us: int, known: bool) -> None:
     now_us = 10**15
     speed = PrefillSpeed(1.0, 1.0, 1.0)
-    perf = Perf(speed, "r", "c", now_us - 3_000_000, 4_000_000, False, True, now_us - age_us)
+    perf = Perf(speed, "r", "c", now_us - 3_000_000, 4_000_000, False, True, now_us - age_us, 500_000)
     view = instance_view("w", 0, 0, 0, perf, now_us, SPEED)
     assert view.speed == speed
     assert view.held is known
-    assert view.running == (RunningPrefill(4.0, 3.0, False) if known else None)
+    assert view.running == (RunningPrefill(4.0, 3.0, False, 0.5) if known else None)
     assert redis_functions.instance_view("w", 0, 0, 0, None, now_us, SPEED).speed == SPEED

@@ -72,6 +72,7 @@ INSTANCES = st.builds(
         elapsed_us=st.integers(-1000, 20_000_000),
         cost_us=st.integers(0, 20_000_000),
         feasible=st.booleans(),
+        gives_way_us=st.just(0) | st.integers(1, 5_000_000),
         held=st.sampled_from([False, False, False, True]),
     ),
     running_is_booked=st.booleans(),
@@ -210,6 +211,7 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
                 data.draw(st.integers(0, 3_000_000)),
                 2_000_000,
                 data.draw(st.booleans()),
+                gives_way_us=data.draw(st.sampled_from([0, 1, 700_000])),
             )
             assert pool.fold(fence, (data.draw(st.sampled_from(names)), 1, report)) == 1
         policy = data.draw(st.sampled_from(list(POLICIES)))

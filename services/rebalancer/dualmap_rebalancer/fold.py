@@ -106,7 +106,8 @@ def _facts(report: QueueReport) -> tuple[object, ...]:
     if running is None:
         return (report.generation, report.speed, report.held)
     head = (running.router, running.charge_id, running.cost_s, running.feasible)
-    return (report.generation, report.speed, report.held, head)
+    # How soon it gives way grows slowly as it goes on: that alone is no news.
+    return (report.generation, report.speed, report.held, head, running.gives_way_s is None)
 
 
 def _perf(heard: Heard, speed: PrefillSpeed, now_s: float) -> Perf:
@@ -123,4 +124,5 @@ def _perf(heard: Heard, speed: PrefillSpeed, now_s: float) -> Perf:
         cost_us=round(running.cost_s * 1e6),
         feasible=running.feasible,
         held=report.held,
+        gives_way_us=0 if running.gives_way_s is None else max(round(running.gives_way_s * 1e6), 1),
     )

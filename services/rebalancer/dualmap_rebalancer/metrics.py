@@ -39,6 +39,9 @@ class Metrics:
         self.passes = self._counter("passes_total", "Rebalancing passes.")
         self.pass_seconds = self._histogram("pass_seconds", "Time of a pass: read the queues, plan, send.")
         self.reports = self._counter("reports_total", "Queue reports taken.", "instance")
+        self.preemptions = self._counter(
+            "preemptions_total", "Late prefills that gave way to requests that could be in time.", "instance"
+        )
         self.gaps = self._counter("telemetry_gaps_total", "Telemetry messages that got lost.")
         self.garbage = self._counter("telemetry_garbage_total", "Telemetry messages that cannot be read.")
         self.restarts = self._counter("telemetry_restarts_total", "New generations seen in telemetry.")
@@ -74,7 +77,13 @@ class Metrics:
 
     def forget(self, instance: str) -> None:
         """Drop the series of an instance that left, so that they stay bounded by the pool's size."""
-        for metric in (self.reports, self.kv_events, self.kv_events_lost, self.owned_chunks):
+        for metric in (
+            self.reports,
+            self.preemptions,
+            self.kv_events,
+            self.kv_events_lost,
+            self.owned_chunks,
+        ):
             _remove(metric, instance)
         gone = {pair for pair in self._pairs if instance in pair}
         self._pairs -= gone

@@ -114,7 +114,8 @@ class Passes:
         return InstanceQueue(
             instance=name,
             speed=speed,
-            busy_s=max(report.busy_s - age_s, 0.0),
+            # What gives way is in no feasible request's way.
+            busy_s=max(report.busy_s - report.preemptible_s - age_s, 0.0),
             queue=tuple(
                 _work(queued, heard.received_s, movable=queued.request_id not in asked.request_ids)
                 for queued in report.queued

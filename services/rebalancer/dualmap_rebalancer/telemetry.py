@@ -143,6 +143,7 @@ class Telemetry:
             elif seq > last.seq + 1:
                 self._metrics.gaps.inc(seq - last.seq - 1)
         self._metrics.reported(report)
+        self._metrics.preemptions.labels(name).inc(_more_preemptions(report, last))
         self._turn += 1
         self.heard[name] = Heard(report, seq, time.monotonic(), self._turn)
 
@@ -163,14 +164,22 @@ class Telemetry:
             log.warning("telemetry.garbage", extra={"instance": name, "error": str(error)[:200]})
 
 
+def _more_preemptions(report: QueueReport, last: Heard | None) -> int:
+    """Since the last report; workers count from their start, and a new engine is a new generation of the same one."""
+    before = 0 if last is None else last.report.preemptions
+    return report.preemptions - before if report.preemptions >= before else report.preemptions
+
+
 def _check_numbers(report: QueueReport) -> None:
     """Refuse what no clock or counter can say: one NaN would spoil every sum that it enters."""
-    numbers = [*report.speed, report.busy_s]
+    numbers = [*report.speed, report.busy_s, report.preemptible_s]
     if report.running is not None:
-        numbers += (report.running.elapsed_s, report.running.cost_s)
+        numbers += (report.running.elapsed_s, report.running.cost_s, report.running.gives_way_s or 0.0)
     for queued in report.queued:
         numbers += (queued.waited_s, queued.own_s, queued.slo_s)
     if not all(-_MAX_NUMBER < number < _MAX_NUMBER for number in numbers):
         raise WireError("a number without meaning")
     if not 0 <= report.generation < 1 << 63:
         raise WireError("a generation without meaning")
+    if not 0 <= report.preemptions < 1 << 63:
+        raise WireError("a count without meaning")

@@ -9,7 +9,6 @@ import msgspec
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from dualmap.queue_order import OrderRule
 from dualmap_service.addresses import advertised_host
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
@@ -63,10 +62,12 @@ class WorkerApp:
             settings.max_running * 2 + 16,
         )
         self._admission = Admission(
-            OrderRule(settings.order, settings.age_bound_s),
+            settings.order_rule(),
             settings.prefill_ahead_tokens,
             settings.max_running,
             settings.hold_kv_use,
+            settings.preempt_rule(),
+            settings.step_tokens,
         )
         self._publisher = Publisher(settings.host, settings.telemetry_port)
         instance = settings.instance or socket.gethostname()

@@ -2,7 +2,8 @@
 
 A request waits in the admission queue, is sent to the engine when admitted, and its answer goes back as
 it comes, unparsed. The answer's head is held until the first body byte: until then nothing was sent and
-another instance may still start it.
+another instance may still start it, or this one again: a request that is preempted leaves the engine,
+waits, and starts once more, and nothing of the attempt before is left.
 """
 
 import asyncio
@@ -11,10 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dualmap_wire.v1 import worker_pb2 as pb
-from dualmap_worker.admission import Job
 from dualmap_worker.engine import EngineAnswer
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 from dualmap_worker.holdings import Carried
+from dualmap_worker.job import Job
 from dualmap_worker.kv_wire import SESSION_HEADER
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage
@@ -35,7 +36,7 @@ class Flow:
     """One request between its router's session and the engine."""
 
     __slots__ = (
-        "_answered", "_requests", "_task", "_trace", "carried", "computed",
+        "_abandoned", "_answered", "_requests", "_task", "_trace", "carried", "computed",
         "job", "outbox", "router", "submit", "usage",
     )  # fmt: skip
 
@@ -52,6 +53,7 @@ class Flow:
         """Its prompt's chunks, while the engine's KV events are followed."""
         self.computed = False
         """Whether the engine has prefilled it."""
+        self._abandoned = False
         self._trace = requests.traces.begin(submit)
         self.job = Job(
             request_id=submit.request_id,
@@ -63,6 +65,7 @@ class Flow:
             streamed=submit.streamed,
             feasible=placement.feasible,
             start=self.start,
+            stop=self._stop,
             prefilled=self.prefilled,
         )
 
@@ -99,7 +102,16 @@ class Flow:
         # A callback, not a `finally` inside: a task that is cancelled before its first step never enters one.
         self._task.add_done_callback(self._done)
 
+    def _stop(self) -> None:
+        """Take it out of the engine, to wait again."""
+        assert self._task is not None
+        self._task.cancel()
+
     def _done(self, task: asyncio.Task[None]) -> None:
+        if self.job.stopping and task.cancelled() and not self._abandoned:
+            self._task = None
+            self._requests.stopped(self)
+            return
         if not task.cancelled() and task.exception() is not None:
             log.error("relay.failed", extra={"request_id": self.job.request_id}, exc_info=task.exception())
             self.fail(pb.Failed.ENGINE_LOST, "internal error of the worker", not self._answered)
@@ -113,9 +125,16 @@ class Flow:
     def abort(self) -> None:
         """Nobody waits for it: off the queue, or out of the engine."""
         if self._task is not None:
+            self._abandoned = True
             self._task.cancel()
         else:
             self._requests.drop_queued(self)
+
+    def preempted(self) -> None:
+        """It waits again."""
+        log.debug("relay.preempted", extra={"request_id": self.job.request_id, "times": self.job.preemptions})
+        if self._trace is not None:
+            self._trace.preempted(self.job.cached_tokens)
 
     @property
     def is_silent(self) -> bool:

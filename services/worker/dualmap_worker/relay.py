@@ -103,7 +103,7 @@ class Requests:
     def drain(self) -> int:
         """Take nothing more, and give every queued request back to its router; returns how many."""
         self.draining = True
-        return self._hand_back(pb.Failed.DRAINING, "this worker is draining")
+        return self._hand_back()
 
     def lose_engine(self) -> int:
         """The engine does not answer: give back what no client has seen a byte of; returns how many.
@@ -111,14 +111,18 @@ class Requests:
         What hangs in the engine would wait for its time-out there. Streams go on if the engine does.
         """
         self.engine_away = True
-        handed_back = self._hand_back(pb.Failed.ENGINE_LOST, EngineLostError.public)
+        handed_back = self._hand_back()
         silent = [flow for flow in self._flows.values() if flow.is_silent]
         for flow in silent:
             flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
             flow.abort()
         return handed_back + len(silent)
 
-    def _hand_back(self, kind: "pb.Failed.Kind.ValueType", message: str) -> int:
+    def _hand_back(self) -> int:
+        """Give every queued request back to its router; returns how many."""
+        kind, message = pb.Failed.DRAINING, "this worker is draining"
+        if self.engine_away:
+            kind, message = pb.Failed.ENGINE_LOST, EngineLostError.public
         queued = list(self._admission.queue)
         for request_id in queued:
             self._admission.take(request_id)
@@ -147,6 +151,18 @@ class Requests:
     def first_byte(self, flow: Flow, telling: bool) -> None:
         """A prefill is over; an error tells nothing of the engine's speed."""
         self._admission.first_byte(flow.job, asyncio.get_running_loop().time(), telling)
+        self.pump()
+
+    def stopped(self, flow: Flow) -> None:
+        """A request that gives way is out of the engine: it waits again, unless nothing starts here any more."""
+        self._admission.requeue(flow.job, asyncio.get_running_loop().time())
+        if self._holdings is not None and flow.carried is not None:
+            # The engine's events know better than the clock how far it had come.
+            computed = self._holdings.computed_tokens(flow.carried)
+            flow.job.cached_tokens = min(computed, flow.job.prompt_tokens - 1) or flow.job.cached_tokens
+        flow.preempted()
+        if self.draining or self.engine_away:
+            self._hand_back()
         self.pump()
 
     def finished(self, flow: Flow, usage: Usage | None) -> None:

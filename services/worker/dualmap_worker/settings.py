@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
 from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
 
 DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
 _ORDER = OrderRule()
+_PREEMPT = PreemptRule()
 
 
 class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
@@ -48,6 +50,18 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     order: Literal["late-last", "fcfs"] = "late-last"
     """Of the admission queue: who can no longer meet the SLO waits behind who can, or first come, first served."""
     age_bound_s: Positive = _ORDER.age_bound_s
+    preempt: bool = True
+    """Abort a prefill that can no longer meet its SLO when a request waits that still can, and resume it later."""
+    preempt_min_s: Positive = _PREEMPT.min_s
+    """... if more than this is left of it,"""
+    preempt_min_run_s: Positive = _PREEMPT.min_run_s
+    """... it has run this long since it was started last,"""
+    preempt_max: Count = _PREEMPT.max_times
+    """... it was preempted less often than this,"""
+    preempt_until_age: Share = _PREEMPT.until_age
+    """... and waited less than this share of the age bound."""
+    step_tokens: Count = 8192
+    """vLLM's --max-num-batched-tokens: an aborted prefill holds the engine until its step ends."""
     prefill_ahead_tokens: Count = 2048
     """The engine gets its next prefill when what it has left falls under this: busy but shallow."""
     max_queued: Count = 4096
@@ -66,3 +80,17 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """Bytes that may wait for one router before its engine streams are read no further."""
     report_period_s: Positive = 0.1
     drain_s: NonNegative = 30.0
+
+    def order_rule(self) -> OrderRule:
+        """The order of the admission queue."""
+        return OrderRule(self.order, self.age_bound_s)
+
+    def preempt_rule(self) -> PreemptRule:
+        """Which running prefills give way."""
+        return PreemptRule(
+            enabled=self.preempt,
+            min_s=self.preempt_min_s,
+            min_run_s=self.preempt_min_run_s,
+            max_times=self.preempt_max,
+            until_age=self.preempt_until_age,
+        )

@@ -86,12 +86,13 @@ def queue_report(
                 cached_tokens=job.cached_tokens,
                 priority=job.priority,
                 feasible=job.feasible,
-                movable=placement.moves == 0,
+                # Elsewhere a preempted request would find nothing of what it has computed here.
+                movable=placement.moves == 0 and job.preemptions == 0,
                 backup=placement.backup,
                 backup_cached_tokens=placement.backup_cached_tokens,
             )
         )
-    running = None
+    running, line = None, admission.in_line(now_s)
     if admission.line:
         head = requests.flow(admission.line[0].request_id)
         if head is not None:
@@ -101,6 +102,9 @@ def queue_report(
                 elapsed_s=now_s - admission.head_since_s(),
                 cost_s=head.job.own_s(speed),
                 feasible=head.job.feasible,
+                gives_way_s=next(
+                    (r.stop_s for r in line.giving_way if r.queued.request_id == head.job.request_id), None
+                ),
             )
     return QueueReport(
         instance=instance,
@@ -122,4 +126,6 @@ def queue_report(
         kv_events=kv.followed,
         kv_events_lost=kv.num_lost,
         owned_chunks=kv.num_chunks,
+        preemptible_s=line.giving_way_s,
+        preemptions=admission.preemptions,
     )

@@ -1,5 +1,6 @@
 """The worker's spans of one request: `queue` until the engine gets it, then `engine` until its last byte.
 
+A request that is preempted has a pair of them for each time that it waited and ran.
 They continue the trace of a `traceparent` with the sampled flag; the engine gets one of its own, so that the spans
 that vLLM makes join.
 """
@@ -25,18 +26,14 @@ class FlowTrace:
         self._parent = parent
         self._instance = instance
         placement = submit.placement
-        self._span: Span | None = tracing.span(
-            "queue",
-            parent,
-            SpanKind.INTERNAL,
-            {
-                "dualmap.instance": instance,
-                "dualmap.prompt_tokens": placement.prompt_tokens,
-                "dualmap.cached_tokens": placement.cached_tokens,
-                "dualmap.feasible": placement.feasible,
-                "dualmap.moves": placement.moves,
-            },
-        )
+        self._waiting: dict[str, str | int | bool] = {
+            "dualmap.instance": instance,
+            "dualmap.prompt_tokens": placement.prompt_tokens,
+            "dualmap.cached_tokens": placement.cached_tokens,
+            "dualmap.feasible": placement.feasible,
+            "dualmap.moves": placement.moves,
+        }
+        self._span: Span | None = tracing.span("queue", parent, SpanKind.INTERNAL, self._waiting)
         self.trace_id = trace_id_of(self._span)
 
     def started(self) -> str:
@@ -56,6 +53,16 @@ class FlowTrace:
             return
         self._span.set_attribute("http.response.status_code", status)
         self._span.add_event("first_byte", {} if prefill_s is None else {"dualmap.prefill_s": prefill_s})
+
+    def preempted(self, cached_tokens: int) -> None:
+        """It left the engine and waits again, with so many tokens expected in the cache."""
+        from opentelemetry.trace import SpanKind
+
+        if self._span is not None:
+            self._span.add_event("preempted", {"dualmap.cached_tokens": cached_tokens})
+            self._span.end()
+        self._waiting["dualmap.cached_tokens"] = cached_tokens
+        self._span = self._tracing.span("queue", self._parent, SpanKind.INTERNAL, self._waiting)
 
     def moved(self, target: str) -> None:
         """The rebalancer took it off the queue."""

@@ -21,7 +21,9 @@ async def test_report_reaches_perf_with_its_running_prefill(start: Start, shared
         first = await eventually(lambda: perf_of(shared, "w1"))
         assert first.speed == PrefillSpeed(0.0, 0.001, 0.0)
         assert (first.running_charge, first.held) == ("", False)
-        running = RunningReport(router="a", charge_id="c7", elapsed_s=1.5, cost_s=2.25, feasible=True)
+        running = RunningReport(
+            router="a", charge_id="c7", elapsed_s=1.5, cost_s=2.25, feasible=True, gives_way_s=0.25
+        )
         worker.silent = True
         said_us = await now_us(shared)
         worker.say(running=running, held=True)
@@ -33,7 +35,8 @@ async def test_report_reaches_perf_with_its_running_prefill(start: Start, shared
         await eventually(seen, 1.0)
         perf = await perf_of(shared, "w1")
         assert perf is not None
-        assert (perf.running_router, perf.cost_us, perf.feasible, perf.held) == ("a", 2_250_000, True, True)
+        assert (perf.running_router, perf.cost_us, perf.held) == ("a", 2_250_000, True)
+        assert (perf.feasible, perf.gives_way_us) == (True, 250_000)
         # It started 1.5 s before the worker said so, whenever that was folded.
         assert -50_000 <= perf.started_us - (said_us - 1_500_000) <= 300_000
 

@@ -59,6 +59,17 @@ def ears() -> Iterator[Ears]:
     ears.telemetry.close()
 
 
+async def test_preemptions_are_counted_once_each(ears: Ears, shared: Store) -> None:
+    async with RecordingWorker(shared, "w1") as worker:
+        ears.follow(worker)
+        await ears.hear(worker)
+        # A worker counts from its start; one that starts again, from zero.
+        for said, counted in ((2, 2), (2, 2), (5, 5), (1, 6)):
+            worker.say(preemptions=said)
+            await ears.catch_up(worker)
+            assert ears.count("preemptions_total", instance="w1") == counted
+
+
 async def test_gaps_and_restarts_are_counted(ears: Ears, shared: Store) -> None:
     async with RecordingWorker(shared, "w1") as worker:
         ears.follow(worker)
@@ -99,6 +110,8 @@ def garbage(worker: RecordingWorker) -> Iterator[list[bytes]]:
     yield report(pool="other")
     yield report(generation=-1)
     yield report(busy_s=math.nan)
+    yield report(preemptible_s=math.nan)
+    yield report(preemptions=-1)
     yield report(speed=(math.inf, 0.0, 0.0))
     yield report(running=RunningReport(router="a", charge_id="c", elapsed_s=1e300, cost_s=1.0, feasible=True))
     yield report(queued=(queued("r", waited_s=-math.inf),))

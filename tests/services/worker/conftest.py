@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
 from dualmap_service.tracing import Tracing
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -78,7 +79,8 @@ class Worker:
         max_outbox_bytes: int = 1 << 20,
         tracing: Tracing | None = None,
     ) -> None:
-        self.admission = Admission(OrderRule(), 2048, 64, 0.97)
+        # Tests wait in real time: what gives way does so at once.
+        self.admission = Admission(OrderRule(), 2048, 64, 0.97, PreemptRule(min_run_s=0.01))
         traces = FlowTraces(tracing or Tracing("worker", "w", "", 0.0), "w")
         self.requests = Requests(engine, self.admission, max_queued, lambda: None, traces)
         self.outbox = Outbox(max_outbox_bytes, 0.0)
@@ -92,11 +94,11 @@ class Worker:
         await self.gate.wait()
         self.events += frame.events
 
-    def submit(self, tokens: int = 100, **fields: Any) -> int:
+    def submit(self, tokens: int = 100, slo_s: float = 1000.0, **fields: Any) -> int:
         """Take a request; returns its stream."""
         self._streams += 1
         fields = {"method": "POST", "path": "/v1/chat/completions", "body": b"{}", "queued": True, **fields}
-        placement = pb.Placement(prompt_tokens=tokens, slo_s=5.0, feasible=True)
+        placement = pb.Placement(prompt_tokens=tokens, slo_s=slo_s, feasible=True)
         submit = pb.Submit(
             stream=self._streams, request_id=f"r{self._streams}", placement=placement, **fields
         )

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap.queue_order import OrderRule
-from dualmap_worker.admission import Admission, Job
+from dualmap_worker.admission import Admission
 from dualmap_worker.engine import EngineLoad
+from dualmap_worker.job import Job
 
 AHEAD = 2048
 LARGE = 20_000
@@ -88,6 +89,31 @@ def test_late_requests_wait_behind_feasible_ones() -> None:
     adm.first_byte(blocker, 2.0)
     adm.admit(2.0)
     assert seen.started == ["blocker", "good"]
+
+
+@pytest.mark.parametrize(("order", "started"), [("late-last", ["good"]), ("fcfs", ["good", "late"])])
+def test_a_long_late_prefill_starts_alone(order: str, started: list[str]) -> None:
+    """Beside the other it would fill the engine's step, and the other's first byte would wait for it."""
+    adm, seen = admission(order=order), Started()
+    late, good = seen.job("late", 0.1), seen.job("good", 0.0, tokens=100)
+    late.slo_s = 0.01
+    adm.add(good)
+    adm.add(late)
+    adm.admit(0.1)
+    assert seen.started == started
+    adm.first_byte(good, 0.2)
+    adm.admit(0.2)
+    assert seen.started == ["good", "late"]
+
+
+def test_short_late_ones_share_a_step() -> None:
+    adm, seen = admission(), Started()
+    for name in ("a", "b", "c"):
+        job = seen.job(name, 0.0, tokens=100)
+        job.slo_s = 0.01
+        adm.add(job)
+    adm.admit(0.1)
+    assert seen.started == ["a", "b", "c"]
 
 
 def test_first_come_first_served_if_asked() -> None:
@@ -247,7 +273,7 @@ def test_unstreamed_answers_alone_teach_nothing_and_are_not_kept() -> None:
     while adm.queue or adm.line:
         now_s += max(adm.admit(now_s) or 0.0, 0.001)
     assert adm.tracker.fit.num_samples == 0
-    assert len(adm._unseen) <= 16
+    assert len(adm._samples._unseen) <= 16
 
 
 STEPS = st.lists(

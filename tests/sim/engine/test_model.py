@@ -144,6 +144,36 @@ def test_an_abort_in_mid_step_frees_at_once_and_gives_no_token() -> None:
     assert model.step(1.0) is None
 
 
+@pytest.mark.parametrize("in_mid_step", [False, True])
+def test_an_aborted_prefill_resumes_from_its_finished_blocks(in_mid_step: bool) -> None:
+    profile = EngineProfile(max_num_batched_tokens=1000)
+    model = EngineModel(profile)
+    prompt, now_s, computed = random.Random(2).randbytes(4 * 20_000), 0.0, 0
+    for run in range(4):
+        model.submit(request("long", prompt, 2), now_s)
+        for number in range(3):
+            step = model.start_step(now_s)
+            assert step is not None
+            if in_mid_step and number == 2:
+                # The step goes on without it: what it computes is in the cache all the same.
+                assert model.abort("long")
+            now_s, computed = step.end_s, computed + sum(tokens for _, tokens in step.work)
+            assert model.end_step(step).tokens == ()
+        assert model.abort("long") is not in_mid_step
+        # Another request in between takes none of it away.
+        model.submit(request(f"short {run}", b"%d" % run * 400, 1), now_s)
+        now_s, _, ends = drain(model, now_s)
+        assert ends == {f"short {run}": "length"}
+    model.submit(request("long", prompt, 2), now_s)
+    first_tokens: list[int] = []
+    while (outcome := model.step(now_s)) is not None:
+        now_s, computed = outcome.end_s, computed + outcome.prefill_tokens
+        first_tokens += [event.cached_tokens for event in outcome.tokens if event.index == 0]
+    # Each run lost less than a block.
+    assert 20_000 <= computed < 20_000 + 4 * profile.block_size
+    assert 12_000 - 4 * profile.block_size < first_tokens[0] <= 12_000
+
+
 def test_slow_down_multiplies_and_jitter_is_seeded() -> None:
     def first_step_s(slow_down: float, jitter: float = 0.0) -> float:
         model = EngineModel(EngineProfile(jitter=jitter, seed=7))

@@ -1,0 +1,210 @@
+"""Admission stops a late prefill for a request that can be in time; time is passed in."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualmap.preempt import PreemptRule
+from dualmap.queue_order import OrderRule
+from dualmap_worker.admission import Admission
+from dualmap_worker.job import Job
+
+LONG = 100_000
+
+
+class Engine:
+    """Jobs of an admission, and what was started and stopped of them."""
+
+    def __init__(self, preempt: PreemptRule = PreemptRule(), max_running: int = 256) -> None:  # noqa: B008 - a value
+        self.admission = Admission(OrderRule(), 2048, max_running, 0.97, preempt)
+        self.inside: list[Job] = []
+        self.stopping: list[Job] = []
+
+    def arrives(
+        self, name: str, now_s: float, tokens: int = 1000, slo_s: float = 5.0, streamed: bool = True
+    ) -> Job:
+        job = Job(name, now_s, tokens, 0, slo_s, streamed=streamed)
+        job.start = lambda: self.inside.append(job)
+        job.stop = lambda: self.stopping.append(job)
+        self.admission.add(job)
+        return job
+
+    def out(self, now_s: float) -> Job:
+        """The engine has let go of what was stopped first."""
+        job = self.stopping.pop(0)
+        self.inside.remove(job)
+        self.admission.requeue(job, now_s)
+        return job
+
+    def first_byte(self, job: Job, now_s: float) -> None:
+        self.admission.first_byte(job, now_s)
+
+    def ends(self, job: Job, now_s: float, *usage: int | None) -> None:
+        self.inside.remove(job)
+        self.admission.finish(job, now_s, *usage)  # type: ignore[arg-type]
+
+
+def test_a_late_head_gives_way_and_resumes_from_what_it_computed() -> None:
+    engine = Engine()
+    adm = engine.admission
+    late = engine.arrives("late", 0.0, LONG)
+    adm.admit(0.0)
+    good = engine.arrives("good", 4.0, 5000)
+    adm.admit(4.0)
+    assert engine.stopping == [late]
+    # Until the engine has let it go nothing else happens, and it is stopped once.
+    adm.admit(4.001)
+    assert (engine.stopping, engine.inside, list(adm.queue)) == ([late], [late], ["good"])
+    cost_s = late.own_s(adm.speed(4.002))
+    engine.out(4.002)
+    adm.admit(4.002)
+    assert (engine.inside, list(adm.queue), adm.running) == ([good], ["late"], {"good"})
+    # A share of the tokens that is no more than the share of the time, in whole blocks.
+    assert 0 < late.cached_tokens <= LONG * 4.002 / cost_s
+    assert late.cached_tokens % 128 == 0
+    assert (late.arrival_s, late.started_s, late.preemptions, adm.preemptions) == (0.0, None, 1, 1)
+    engine.first_byte(good, 4.5)
+    adm.admit(4.5)
+    assert engine.inside == [good, late]
+    assert late.own_s(adm.speed(4.5)) < cost_s - 2.0
+
+
+def test_a_run_lasts_its_least_time_and_the_timer_knows() -> None:
+    engine = Engine()
+    engine.arrives("late", 0.0, LONG)
+    engine.admission.admit(0.0)
+    engine.arrives("good", 0.1)
+    assert engine.admission.admit(0.1) == pytest.approx(0.15)
+    assert engine.stopping == []
+    engine.admission.admit(0.25)
+    assert len(engine.stopping) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "slo_s"),
+    [(PreemptRule(enabled=False), 5.0), (PreemptRule(max_times=0), 5.0), (PreemptRule(), 90.0)],
+)
+def test_who_does_not_give_way(rule: PreemptRule, slo_s: float) -> None:
+    engine = Engine(rule)
+    engine.arrives("long", 0.0, LONG, slo_s)
+    engine.admission.admit(0.0)
+    engine.arrives("good", 4.0)
+    engine.admission.admit(4.0)
+    assert engine.stopping == []
+
+
+def test_an_engine_that_holds_admissions_has_nothing_stopped() -> None:
+    engine = Engine(max_running=1)
+    engine.arrives("late", 0.0, LONG)
+    engine.admission.admit(0.0)
+    engine.arrives("good", 4.0)
+    engine.admission.admit(4.0)
+    assert engine.admission.held
+    assert engine.stopping == []
+
+
+def test_the_step_of_what_was_stopped_teaches_nothing_and_makes_nobody_look_slow() -> None:
+    engine = Engine()
+    adm = engine.admission
+    late = engine.arrives("late", 0.0, LONG)
+    adm.admit(0.0)
+    good, next_one = engine.arrives("good", 4.0), engine.arrives("next", 4.0)
+    adm.admit(4.0)
+    engine.out(4.0)
+    adm.admit(4.0)
+    assert engine.inside[:2] == [good, next_one]
+    # The engine ends the step that it was in: two seconds, thirty times what `good` takes.
+    assert good.own_s(adm.speed(6.0)) == pytest.approx(good.own_s(adm.tracker.speed()))
+    engine.first_byte(good, 6.2)
+    engine.first_byte(next_one, 6.2)
+    adm.admit(6.2)
+    engine.ends(good, 6.3, 1000, 0)
+    engine.ends(next_one, 6.3, 1000, 0)
+    assert (adm.tracker.fit.num_samples, adm.tracker.factor) == (0, 1.0)
+    # What resumes is a sample of what it really computed in its last run.
+    engine.first_byte(late, 16.2)
+    engine.ends(late, 17.0, LONG, 40_000)
+    assert late.computed == (60_000, 40_000)
+    assert adm.tracker.fit.num_samples == 1
+    assert adm.tracker.fit.speed.prefill_s(60_000, 40_000) == pytest.approx(10.0, rel=0.05)
+
+
+def test_an_unstreamed_one_resumes_too_and_tells_its_router_once() -> None:
+    engine = Engine()
+    adm = engine.admission
+    late = engine.arrives("late", 0.0, LONG, streamed=False)
+    told: list[str] = []
+    late.prefilled = lambda: told.append("late")
+    adm.admit(0.0)
+    good = engine.arrives("good", 4.0)
+    adm.admit(4.0)
+    # Its estimate passes while it is being stopped: that is no end of its prefill.
+    adm.admit(60.0)
+    assert (engine.stopping, told) == ([late], [])
+    engine.out(60.0)
+    adm.admit(60.0)
+    engine.first_byte(good, 60.1)
+    adm.admit(60.1)
+    adm.admit(90.0)
+    assert told == ["late"]
+    engine.ends(late, 90.0, LONG, LONG - 1)
+    engine.ends(good, 90.0, 1000, 0)
+    assert (adm.queue, adm.line, adm.running) == ({}, [], set())
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["long", "good", "whole", "take", "byte", "end", "cancel", "out", "out", "tick"]),
+        st.integers(0, 30),
+        st.floats(0.0, 3.0),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_it_ends_empty(steps: list[tuple[str, int, float]]) -> None:
+    engine, now_s, seen = Engine(PreemptRule(max_times=3)), 0.0, dict[str, Job]()
+    adm = engine.admission
+
+    def leave(job: Job, known: bool) -> None:
+        if job in engine.stopping:
+            engine.stopping.remove(job)
+        engine.ends(job, now_s, *((job.prompt_tokens, 0) if known else ()))
+
+    for number, (what, which, after_s) in enumerate(steps):
+        now_s += after_s
+        if what in ("long", "good", "whole"):
+            tokens = 1000 if what == "good" else 40_000 + which * 5000
+            seen[f"r{number}"] = engine.arrives(f"r{number}", now_s, tokens, streamed=what != "whole")
+        elif what == "take" and adm.queue:
+            assert adm.take(sorted(adm.queue)[which % len(adm.queue)]) is not None
+        elif what == "out" and engine.stopping:
+            engine.out(now_s)
+        elif what == "byte" and (moving := [job for job in engine.inside if job not in engine.stopping]):
+            engine.first_byte(moving[which % len(moving)], now_s)
+        elif what in ("end", "cancel") and engine.inside:
+            leave(engine.inside[which % len(engine.inside)], what == "end")
+        again_s = adm.admit(now_s)
+        assert again_s is None or again_s > 0
+        assert adm.running == {job.request_id for job in engine.inside}
+        assert {job.request_id for job in adm.line} <= adm.running
+        assert not adm.running & adm.queue.keys()
+        assert len(engine.stopping) <= 1
+        assert adm.line or adm.held or not adm.queue
+        assert all(
+            0 <= job.cached_tokens < job.prompt_tokens and job.preemptions <= 3 for job in seen.values()
+        )
+        assert adm.busy_s(now_s) >= -1e-9
+        parts = adm.in_line(now_s)
+        assert parts.blocking_s + parts.giving_way_s == pytest.approx(adm.busy_s(now_s), abs=1e-6)
+
+    for _ in range(4 * len(seen) + 1):
+        now_s += 0.01
+        while engine.stopping:
+            engine.out(now_s)
+        for job in list(engine.inside):
+            engine.first_byte(job, now_s)
+            leave(job, True)
+        adm.admit(now_s)
+    assert (adm.queue, adm.line, adm.running) == ({}, [], set())
