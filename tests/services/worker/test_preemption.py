@@ -6,6 +6,7 @@ import pytest
 
 from dualmap_wire.telemetry import QueueReport
 from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_worker.ownership import KvState
 from dualmap_worker.samples import PrefillSamples
 from dualmap_worker.telemetry import queue_report
 
@@ -80,7 +81,7 @@ async def test_the_report_says_what_gives_way(worker: Worker, socket_engine: Soc
 
     def report() -> QueueReport:
         now_s = asyncio.get_running_loop().time()
-        return queue_report(worker.admission, worker.requests, now_s, "w", "p", 1, "active", 4.0)
+        return queue_report(worker.admission, worker.requests, now_s, "w", "p", 1, "active", 4.0, KvState())
 
     before = report()
     assert before.running is not None
