@@ -17,6 +17,7 @@ from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import Child, start_child
 
+from ..integration.conftest import running
 from .asking import Ask
 
 NUM_ENGINES = 3
@@ -146,13 +147,7 @@ def options(engines: list[str], kv_urls: list[tuple[str, str]]) -> StackOptions:
 @pytest.fixture(scope="session")
 def session_system(options: StackOptions) -> Iterator[Stack]:
     """Two routers, a worker beside each vLLM, a rebalancer; tests take `system`."""
-    stack = Stack(options)
-    with asyncio.Runner() as runner:
-        runner.run(stack.__aenter__())
-        try:
-            yield stack
-        finally:
-            runner.run(stack.stop())
+    yield from running(options)
 
 
 @pytest.fixture
