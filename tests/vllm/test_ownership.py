@@ -74,9 +74,9 @@ class Auditor:
 
 
 async def test_ownership_follows_the_cache_through_load_and_evictions(
-    system: Stack, http: aiohttp.ClientSession, kv_urls: list[tuple[str, str]]
+    own_system: Stack, http: aiohttp.ClientSession, kv_urls: list[tuple[str, str]]
 ) -> None:
-    auditor = Auditor(system, http, [replay_url for _, replay_url in kv_urls])
+    auditor = Auditor(own_system, http, [replay_url for _, replay_url in kv_urls])
     await auditor.ask(texts(1, 6, 1200))
     first = await auditor.agree()
     assert sum(len(one.owned) for one in first) > 6

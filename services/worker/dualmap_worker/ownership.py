@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _GRACE_US = 1_000_000
 """A chunk that a router wrote down this lately belongs to a request that may not have arrived yet."""
 _COMPARE_S = 10.0
+_COUNT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Ownership:
         self._generation = 0
         self._all = True
         self._compare_at_s = 0.0
+        self._num_chunks = 0
+        self._count_at_s = 0.0
         store.on_connect.append(self._write_all_next)
 
     @property
@@ -57,7 +60,7 @@ class Ownership:
     @property
     def state(self) -> KvState:
         """For telemetry."""
-        return KvState(self.kept, self._feed.num_lost, len(self._holdings) if self.kept else 0)
+        return KvState(self.kept, self._feed.num_lost, self._num_chunks)
 
     async def step(self, now_s: float) -> None:
         """Write down what has changed."""
@@ -73,10 +76,13 @@ class Ownership:
         if not self.kept:
             self._holdings.take_changes()
             return
+        if now_s >= self._count_at_s:
+            # Not at every report: a large cache takes a while to count.
+            self._count_at_s, self._num_chunks = now_s + _COUNT_S, len(self._holdings)
         try:
             if self._all:
-                await self._write("all", self._holdings.everything(), [])
                 self._all = False
+                await self._write("all", self._holdings.everything(), [])
             else:
                 held, gone = self._holdings.take_changes()
                 if held or gone or now_s >= self._compare_at_s:
