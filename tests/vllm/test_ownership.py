@@ -18,16 +18,16 @@ from ..waiting import eventually
 from .conftest import MODEL, OPTIONS
 
 _RUN = time.time_ns()
-"""What an engine cached before its worker came, its worker cannot know: no other run begins like this."""
+"""What an engine cached before its worker came, its worker cannot know: no other run or test begins like this."""
 pytestmark = pytest.mark.timeout(300)
 
 
-def texts(seed: int, count: int, num_chars: int) -> list[str]:
+def texts(test: str, seed: int, count: int, num_chars: int) -> list[str]:
     """Prompts that share how they begin; the tiny tokenizer makes about one token of a random letter."""
     rng = random.Random(seed)
     system = "the quick brown fox jumps over the lazy dog " * 160
     return [
-        f"{_RUN} {system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars))
+        f"{test} {_RUN} {system}{seed}-{number} " + "".join(rng.choices("abcdefgh", k=num_chars))
         for number in range(count)
     ]
 
@@ -77,12 +77,12 @@ async def test_ownership_follows_the_cache_through_load_and_evictions(
     own_system: Stack, http: aiohttp.ClientSession, kv_urls: list[tuple[str, str]]
 ) -> None:
     auditor = Auditor(own_system, http, [replay_url for _, replay_url in kv_urls])
-    await auditor.ask(texts(1, 6, 1200))
+    await auditor.ask(texts("load", 1, 6, 1200))
     first = await auditor.agree()
     assert sum(len(one.owned) for one in first) > 6
     # More than the three caches hold.
     for seed in (2, 3, 4):
-        await auditor.ask(texts(seed, 10, 2400))
+        await auditor.ask(texts("load", seed, 10, 2400))
     after = await auditor.agree()
     gone = frozenset[bytes]().union(*(one.owned for one in first)).difference(*(one.owned for one in after))
     assert gone, "nothing was evicted: the test shows nothing"
@@ -96,14 +96,14 @@ async def test_ownership_is_true_again_after_a_lost_subscription(
     cut_off = {url: (ways[2 * index], ways[2 * index + 1]) for index, url in enumerate(options.engine_urls)}
     async with Stack(replace(options, kv_urls=cut_off)) as stack:
         auditor = Auditor(stack, http, [replay_url for _, replay_url in kv_urls])
-        await auditor.ask(texts(5, 4, 1200))
+        await auditor.ask(texts("cut", 5, 4, 1200))
         await auditor.agree()
         for link in links:
             link.cut()
-        await auditor.ask(texts(6, 12, 2400))
+        await auditor.ask(texts("cut", 6, 12, 2400))
         for link in links:
             link.mend()
-        await auditor.ask(texts(7, 4, 1200))
+        await auditor.ask(texts("cut", 7, 4, 1200))
         await auditor.agree()
     for link in links:
         await link.close()
