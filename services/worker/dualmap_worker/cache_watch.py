@@ -1,7 +1,6 @@
 """Follows what the engine has cached: its KV events, the chunks that they stand for, and ownership by them."""
 
 import asyncio
-import logging
 
 from dualmap_service.lifecycle import Background, every
 from dualmap_service.registry import Lease
@@ -11,8 +10,6 @@ from dualmap_worker.holdings import Holdings
 from dualmap_worker.kv_feed import KvFeed
 from dualmap_worker.ownership import KvState, Ownership
 from dualmap_worker.presence import Presence
-
-log = logging.getLogger(__name__)
 
 _PERIOD_S = 0.1
 

@@ -144,15 +144,14 @@ class Flow:
     async def _run(self) -> None:
         submit = self.submit
         body = ask_usage(submit.body) if submit.hide_usage else submit.body
-        headers = [(h.name, h.value) for h in submit.headers if h.name.lower() != "x-request-id"]
-        headers.append(("x-request-id", submit.request_id))
+        ours = {"x-request-id": submit.request_id}
         if self.carried is not None:
             # vLLM names the request by it that stored a block; a client's own would say the conversation.
-            headers = [pair for pair in headers if pair[0].lower() != SESSION_HEADER]
-            headers.append((SESSION_HEADER, self.carried.session))
+            ours[SESSION_HEADER] = self.carried.session
         if self._trace is not None:
-            headers = [pair for pair in headers if pair[0] != "traceparent"]
-            headers.append(("traceparent", self._trace.started()))
+            ours["traceparent"] = self._trace.started()
+        headers = [(h.name, h.value) for h in submit.headers if h.name.lower() not in ours]
+        headers += ours.items()
         try:
             async with self._requests.engine.request(submit.method, submit.path, headers, body) as answer:
                 await self._answer(answer)

@@ -67,7 +67,7 @@ class Holdings:
 
     def __len__(self) -> int:
         """Chunks held."""
-        return len(self._block_of.keys() | self._believed.keys() | self._carried.keys())
+        return len(self._all())
 
     def __contains__(self, chunk: Chunk) -> bool:
         """Whether a chunk is held."""
@@ -145,19 +145,24 @@ class Holdings:
     def everything(self) -> list[Chunk]:
         """All chunks held; what had changed is told by that."""
         self._changed.clear()
-        return list(self._block_of.keys() | self._believed.keys() | self._carried.keys())
+        return list(self._all())
 
     # Inside
+
+    def _all(self) -> set[Chunk]:
+        return self._block_of.keys() | self._believed.keys() | self._carried.keys()
 
     def _told_of_all(self, ended: _Ended) -> bool:
         """Whether events have told of every block that the request must have stored."""
         if not ended.answered or not self.blocks.block_size:
             return False
         full_blocks = ended.prompt_tokens // self.blocks.block_size
-        chain = self.blocks.chain(ended.carried.session)
+        session = ended.carried.session
         if ended.cached_tokens is None:
+            chain = self.blocks.chain(session)
             return chain.rooted and len(chain.ancestors) + len(chain.stored) >= full_blocks
-        return len(chain.stored) >= full_blocks - ended.cached_tokens // self.blocks.block_size
+        new_blocks = full_blocks - ended.cached_tokens // self.blocks.block_size
+        return len(self.blocks.stored_by(session)) >= new_blocks
 
     def _settle(self, ended: _Ended) -> None:
         """Give each chunk its block, and let go of what was only on its way."""

@@ -106,11 +106,11 @@ class KvBlocks:
         """Blocks that a request has stored so far."""
         return len(self._runs.get(session, ()))
 
-    def chain(self, session: str) -> Chain:
-        """An open request's blocks: what it stored in one piece, and what that was stored upon."""
+    def stored_by(self, session: str) -> list[BlockHash]:
+        """What an open request stored in one piece, from its first block on, as far as that is there."""
         run = self._runs.get(session, [])
         if not run or run[0] not in self._blocks:
-            return Chain([], [], rooted=False)
+            return []
         stored = [run[0]]
         for block in run[1:]:
             # Beyond the prompt, several outputs (`n`) go several ways.
@@ -118,8 +118,15 @@ class KvBlocks:
             if known is None or known.parent != stored[-1]:
                 break
             stored.append(block)
+        return stored
+
+    def chain(self, session: str) -> Chain:
+        """An open request's blocks: what it stored in one piece, and what that was stored upon."""
+        stored = self.stored_by(session)
+        if not stored:
+            return Chain([], [], rooted=False)
         ancestors: list[BlockHash] = []
-        parent = self._blocks[run[0]].parent
+        parent = self._blocks[stored[0]].parent
         while parent is not None and (block_before := self._blocks.get(parent)) is not None:
             ancestors.append(parent)
             parent = block_before.parent

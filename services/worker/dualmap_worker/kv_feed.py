@@ -59,10 +59,8 @@ class KvFeed:
         self._asked_s = 0.0
         self._next_check_s = 0.0
         self._unanswered = 0
-        self.num_gaps = 0
-        """Times that batches were missing."""
         self.num_lost = 0
-        """Times that they could not be had again."""
+        """Times that batches were missing and could not be had again."""
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -143,7 +141,6 @@ class KvFeed:
         elif self._replay is None:
             self._go_on_from(batch)
         elif sequence > self._last:
-            self.num_gaps += 1
             self._held_back.append(batch)
             self._ask(now_s)
         else:
