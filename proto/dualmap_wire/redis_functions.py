@@ -48,7 +48,8 @@ class RouteCall:
     charge_id: str
     request: ChoiceRequest
     rule: ChoiceRule
-    hashes: Sequence[int]
+    hashes: bytes
+    """Of the prompt's chunks, packed."""
     key_depth: int
     split_version: int
     pair: Sequence[str]
@@ -88,7 +89,7 @@ class RouteCall:
                 (speed.a_s, speed.b_s_per_token, speed.c_s_per_token2),
             )
         )
-        return packed, pack_hashes(self.hashes), self.pool
+        return packed, self.hashes, self.pool
 
 
 _encode = msgspec.msgpack.Encoder().encode

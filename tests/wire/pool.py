@@ -135,7 +135,7 @@ def route_call(
         charge_id=charge,
         request=request,
         rule=rule,
-        hashes=hashes,
+        hashes=pack_hashes(hashes),
         key_depth=key_depth,
         split_version=split_version,
         pair=tuple(names[:2]) if pair is None else tuple(pair),

@@ -85,7 +85,7 @@ def test_route_arguments_are_these_bytes() -> None:
         charge_id="c1",
         request=ChoiceRequest(1000, 512.5, 5.0),
         rule=ChoiceRule("paper", 2.0, 0.75, 0.25, 0.5),
-        hashes=[1, 2**64 - 1],
+        hashes=pack_hashes([1, 2**64 - 1]),
         key_depth=2,
         split_version=9,
         pair=("a", "b"),

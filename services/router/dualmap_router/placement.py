@@ -170,7 +170,7 @@ class Placement:
             charge_id=charge_id,
             request=prompt.choice_request(slo_s),
             rule=rule,
-            hashes=prompt.hashes,
+            hashes=prompt.packed,
             key_depth=depth,
             split_version=self.split_version,
             pair=pair,

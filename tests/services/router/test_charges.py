@@ -10,7 +10,7 @@ from dualmap_router.charges import Charges
 from dualmap_service.errors import StoreUnavailableError
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
-from dualmap_wire.redis_functions import RouteCall, Routed, parse_route
+from dualmap_wire.redis_functions import RouteCall, Routed, pack_hashes, parse_route
 from dualmap_wire.redis_keys import PoolKeys
 
 KEYS = PoolKeys("p")
@@ -19,7 +19,7 @@ CALL = RouteCall(
     charge_id="",
     request=ChoiceRequest(1000, 512.0, 5.0),
     rule=ChoiceRule(),
-    hashes=[1, 2],
+    hashes=pack_hashes([1, 2]),
     key_depth=1,
     split_version=0,
     pair=["a", "b"],
