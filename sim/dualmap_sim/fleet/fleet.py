@@ -1,0 +1,174 @@
+"""A simulated fleet: routers, instances and a rebalancer over one loop, and a workload that runs through."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Protocol
+
+from dualmap.ttft import estimate
+from dualmap.types import ChoiceRequest, Reason
+from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
+from dualmap_sim.fleet.flight import Choice, Flight
+from dualmap_sim.fleet.instance import SimInstance
+from dualmap_sim.fleet.loop import Loop
+from dualmap_sim.fleet.prefix_cache import PrefixCache
+from dualmap_sim.fleet.rebalancer import SimRebalancer
+from dualmap_sim.fleet.router import Pool, Sight
+from dualmap_sim.fleet.serial import SerialEngine
+from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.fleet.state import Books, Charge
+from dualmap_sim.workloads.arrival import Arrival
+
+
+class PlacementPolicy(Protocol):
+    """Who decides where a request goes."""
+
+    def place(self, flight: Flight, sight: Sight) -> Choice:
+        """Choose an instance."""
+
+
+class Fleet:
+    """Runs a workload; `flights` tells what became of each request."""
+
+    def __init__(self, setup: FleetSetup, policy: PlacementPolicy) -> None:
+        self.loop = Loop()
+        self._setup = setup
+        self._policy = policy
+        self._rng = Random(setup.seed)
+        self.books = Books.empty(setup.num_instances)
+        self.flights: list[Flight] = []
+        self._next_router = 0
+        names = tuple(f"i{index}" for index in range(setup.num_instances))
+        self.instances = [self._instance(index) for index in range(setup.num_instances)]
+        weights = [1.0] * setup.num_instances
+        self.pool = Pool.of(names, weights, [instance.perf() for instance in self.instances])
+        self._perf_s = -1e9
+        self._sights = [
+            Sight(self.pool, self.books, 0.0, self._rng, router, setup.noise)
+            for router in range(setup.num_routers)
+        ]
+        self._synced_s = [-1e9] * setup.num_routers
+        self._rebalancer = None
+        if setup.rebalance is not None:
+            self._rebalancer = SimRebalancer(self.loop, self.instances, setup.rebalance, self._move)
+
+    def _instance(self, index: int) -> SimInstance:
+        setup = self._setup
+
+        def make_engine(listener: EngineListener) -> Engine:
+            cache = PrefixCache(
+                setup.kv_blocks,
+                stored=lambda chunk: self.pool.holders.add((chunk,), index),
+                evicted=lambda chunk: self.pool.holders.remove(chunk, index),
+            )
+            engine = SerialEngine(self.loop, cache, listener)
+            if setup.speed_factors:
+                engine.speed_factor = setup.speed_factors[index]
+            return engine
+
+        return SimInstance(
+            index, self.loop, self, make_engine, setup.order, setup.preempt, setup.ahead_tokens, setup.max_running,
+            setup.step_tokens,
+        )  # fmt: skip
+
+    def run(self, arrivals: Sequence[Arrival]) -> None:
+        """Let all of them through, to the last token."""
+        self._arrivals = iter(arrivals)
+        self._schedule_next()
+        self.loop.run()
+
+    def _schedule_next(self) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is not None:
+            self.loop.at(arrival.at_s, self._arrive, arrival)
+
+    def _arrive(self, arrival: Arrival) -> None:
+        slo_s = self._setup.slo.for_prompt(arrival.input_tokens) if arrival.slo_s is None else arrival.slo_s
+        flight = Flight(arrival, slo_s, self._next_router)
+        self._next_router = (self._next_router + 1) % self._setup.num_routers
+        self.flights.append(flight)
+        self._dispatch(flight, self._policy.place(flight, self._sight(flight.router)))
+        self._schedule_next()
+
+    def _sight(self, router: int) -> Sight:
+        """What this router sees now."""
+        now_s = self.loop.now_s
+        if now_s - self._perf_s >= self._setup.telemetry_s:
+            self._perf_s = now_s
+            for index, instance in enumerate(self.instances):
+                if instance.alive:
+                    self.pool.perf[index] = instance.perf()
+        sight = self._sights[router]
+        sight.now_s = now_s
+        if self._setup.sync_s and now_s - self._synced_s[router] >= self._setup.sync_s:
+            self._synced_s[router] = now_s
+            sight.books = self.books.copy()
+        return sight
+
+    def _dispatch(self, flight: Flight, choice: Choice) -> None:
+        arrival = flight.arrival
+        cached = min(choice.depth * CHUNK_TOKENS, arrival.input_tokens - 1)
+        charge = Charge(
+            index=choice.index,
+            own_s=choice.own_s,
+            feasible=choice.feasible,
+            tokens=arrival.input_tokens - max(cached, 0),
+            blocks=-(-arrival.input_tokens // CHUNK_TOKENS),
+        )
+        flight.choice, flight.charge = choice, charge
+        flight.escaped = flight.escaped or choice.reason is Reason.ESCAPE
+        for books in self._books(flight.router):
+            books.book(charge)
+        self.pool.holders.add(arrival.chunks, choice.index)
+        self.instances[choice.index].enqueue(flight, choice)
+        if self._rebalancer is not None:
+            self._rebalancer.wake()
+
+    def _books(self, router: int) -> list[Books]:
+        """Where a router's own bookings go: the shared books, and its own where it keeps some."""
+        own = self._sights[router].books
+        return [self.books] if own is self.books else [self.books, own]
+
+    def _release(self, flight: Flight) -> None:
+        charge = flight.charge
+        assert charge is not None
+        charge.released = True
+        for books in self._books(flight.router):
+            books.release(charge)
+
+    def _move(self, source: SimInstance, request_id: str, target: int) -> bool:
+        flight = source.take(request_id)
+        if flight is None:
+            return False
+        assert flight.choice is not None
+        self._release(flight)
+        self._forget_expected(source, flight.arrival)
+        flight.moves += 1
+        sight = self._sight(flight.router)
+        depth = sight.depth(flight.arrival, target)
+        self._dispatch(flight, self._moved_choice(flight, sight, target, depth, source.index))
+        return True
+
+    def _moved_choice(self, flight: Flight, sight: Sight, target: int, depth: int, source: int) -> Choice:
+        request = ChoiceRequest(flight.arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
+        seen = estimate(request, sight.view(flight, target, depth), self._setup.choice)
+        return Choice(target, Reason.MOVED, seen.feasible, seen.own_s, depth, seen.ttft_s, source)
+
+    def _forget_expected(self, source: SimInstance, arrival: Arrival) -> None:
+        """What was expected of a prompt that will not be computed there."""
+        for chunk in arrival.chunks[source.engine.cached_chunks(arrival.chunks) :]:
+            self.pool.holders.remove(chunk, source.index)
+
+    # Ground
+
+    def first_token(self, flight: Flight) -> None:
+        """Its charge goes, its blocks stay."""
+        self._release(flight)
+        assert flight.charge is not None
+        for books in self._books(flight.router):
+            books.decodes(flight.charge)
+
+    def finished(self, flight: Flight) -> None:
+        """It is over."""
+        assert flight.charge is not None
+        for books in self._books(flight.router):
+            books.ends(flight.charge)

@@ -1,0 +1,107 @@
+"""The routers of a simulated fleet: what each of them knows when it decides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import xxhash
+
+from dualmap.hash_ring import RingPair
+from dualmap.prefix_key import PrefixCounts, key_depth
+from dualmap.types import InstanceView, PrefillSpeed
+from dualmap_sim.fleet.flight import Flight
+from dualmap_sim.fleet.state import Books, Holders, Load, Perf, view
+from dualmap_sim.workloads.arrival import Arrival
+
+_NOISE_SEED = 0x51ED270B
+
+
+@dataclass(slots=True)
+class Pool:
+    """What holds for all routers: the members, their rings, the counts of prefixes, who holds what."""
+
+    names: tuple[str, ...]
+    perf: list[Perf]
+    usable: list[int]
+    """Indexes of the instances that take new requests, sorted."""
+    rings: RingPair
+    counts: PrefixCounts = field(default_factory=PrefixCounts)
+    holders: Holders = field(default_factory=Holders)
+    index_of: dict[str, int] = field(default_factory=dict)
+    turn: int = 0
+    _pairs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], weights: Sequence[float], perf: list[Perf]) -> "Pool":
+        """A pool whose instances all take requests."""
+        rings = RingPair(dict(zip(names, weights, strict=True)))
+        index_of = {name: index for index, name in enumerate(names)}
+        return cls(names, perf, list(range(len(names))), rings, index_of=index_of)
+
+    def change_members(self, weights: Mapping[int, float]) -> None:
+        """Other instances take new requests from now on: index to weight."""
+        self.usable = sorted(weights)
+        self.rings = self.rings.with_members({self.names[index]: weights[index] for index in self.usable})
+        self._pairs.clear()
+
+    def candidates(self, key: int) -> tuple[int, ...]:
+        """The candidates of a prefix key, by index."""
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = tuple(self.index_of[name] for name in self.rings.candidates(key))
+            self._pairs[key] = pair
+        return pair
+
+    def key(self, arrival: Arrival) -> int:
+        """The prefix key of a request as its prompt's prefixes are split now."""
+        if not arrival.chunks:
+            return xxhash.xxh3_64_intdigest(arrival.request_id.encode())
+        return arrival.chunks[key_depth(arrival.chunks, self.counts.splits) - 1]
+
+
+@dataclass(slots=True)
+class Sight:
+    """What one router sees at a decision. Baselines see the same books as the core's policies do."""
+
+    pool: Pool
+    books: Books
+    now_s: float
+    rng: Random
+    router: int = 0
+    noise: float = 0.0
+    """Half the width of a uniform error in each prefill estimate, the same for the same request and instance."""
+    knows_holders: bool = True
+
+    @property
+    def usable(self) -> Sequence[int]:
+        """Indexes of the instances that take new requests."""
+        return self.pool.usable
+
+    @property
+    def loads(self) -> Sequence[Load]:
+        """Counts of what is placed on each instance, by index."""
+        return self.books.loads
+
+    def depth(self, arrival: Arrival, index: int) -> int:
+        """Leading chunks of a prompt that one instance holds."""
+        return self.pool.holders.depth(arrival.chunks, index) if self.knows_holders else 0
+
+    def depths(self, arrival: Arrival) -> list[int]:
+        """Leading chunks of a prompt that each instance holds, by index."""
+        num = len(self.pool.names)
+        return self.pool.holders.depths(arrival.chunks, num) if self.knows_holders else [0] * num
+
+    def view(self, flight: Flight, index: int, depth: int) -> InstanceView:
+        """One instance as a decision of the core sees it."""
+        books, pool = self.books, self.pool
+        feasible_s, infeasible_s = books.feasible_s[index], books.infeasible_s[index]
+        seen = view(pool.names[index], depth, feasible_s, infeasible_s, pool.perf[index], self.now_s)
+        return self._noisy(seen, flight, index) if self.noise else seen
+
+    def _noisy(self, seen: InstanceView, flight: Flight, index: int) -> InstanceView:
+        digest = xxhash.xxh3_64_intdigest(f"{flight.arrival.request_id}/{index}".encode(), _NOISE_SEED)
+        factor = 1.0 + self.noise * (2.0 * digest / 2**64 - 1.0)
+        s = seen.speed
+        return replace(
+            seen, speed=PrefillSpeed(s.a_s * factor, s.b_s_per_token * factor, s.c_s_per_token2 * factor)
+        )

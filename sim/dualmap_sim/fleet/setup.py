@@ -1,0 +1,35 @@
+"""What is simulated: the fleet, its rules, and what goes wrong."""
+
+from dataclasses import dataclass, field
+
+from dualmap.preempt import PreemptRule
+from dualmap.queue_order import OrderRule
+from dualmap.rebalance import RebalanceRule
+from dualmap.types import ChoiceRule, Slo
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSetup:
+    """A fleet and the rules that it runs by; times are seconds, blocks hold 512 tokens."""
+
+    num_instances: int = 8
+    kv_blocks: int = 840
+    slo: Slo = Slo(5.0)
+    policy: str = "dualmap"
+    choice: ChoiceRule = ChoiceRule()
+    order: OrderRule = OrderRule()
+    preempt: PreemptRule = PreemptRule()
+    rebalance: RebalanceRule | None = RebalanceRule()
+    model: str = "serial"
+    ahead_tokens: int = 0
+    step_tokens: int = 0
+    max_running: int = 256
+    num_routers: int = 1
+    telemetry_s: float = 0.1
+    """How old telemetry gets before it is read again."""
+    sync_s: float = 0.0
+    """How old a router's view of the others' bookings gets; 0 is one set of books for all."""
+    noise: float = 0.0
+    seed: int = 0
+    speed_factors: tuple[float, ...] = field(default=())
+    """Per instance, how many times slower than its profile; empty for 1."""

@@ -1,0 +1,56 @@
+"""The policies of the core, as the routers run them."""
+
+from collections.abc import Iterator
+
+from dualmap.choose import choose
+from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView
+from dualmap_sim.fleet.engine import CHUNK_TOKENS
+from dualmap_sim.fleet.flight import Choice, Flight
+from dualmap_sim.fleet.router import Sight
+
+
+class CorePolicy:
+    """`dualmap.choose` over what a router sees."""
+
+    def __init__(self, rule: ChoiceRule) -> None:
+        self._rule = rule
+
+    def place(self, flight: Flight, sight: Sight) -> Choice:
+        """Decide as the route function does."""
+        arrival, pool = flight.arrival, sight.pool
+        key = pool.key(arrival)
+        pair = [index for index in pool.candidates(key) if index in pool.usable] or [
+            pool.usable[key % len(pool.usable)]
+        ]
+        if not flight.moves and arrival.chunks:
+            pool.counts.observe(arrival.chunks, len(pool.usable))
+        request = ChoiceRequest(arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
+        pool.turn += 1
+        decision = choose(
+            request,
+            [sight.view(flight, index, sight.depth(arrival, index)) for index in pair],
+            self._others(flight, sight, pair, key),
+            self._rule,
+            pool.turn,
+        )
+        index_of = pool.index_of
+        chosen, other = decision.chosen, decision.other
+        return Choice(
+            index=index_of[chosen.instance],
+            reason=decision.reason,
+            feasible=chosen.feasible,
+            own_s=chosen.own_s,
+            depth=chosen.owned_chunks,
+            ttft_s=chosen.ttft_s,
+            backup=index_of[other.instance] if other is not None else None,
+            backup_depth=other.owned_chunks if other is not None else 0,
+        )
+
+    def _others(self, flight: Flight, sight: Sight, pair: list[int], key: int) -> Iterator[InstanceView]:
+        usable = sight.usable
+        start = key % len(usable)
+        depths = sight.depths(flight.arrival)
+        for place in range(len(usable)):
+            index = usable[(start + place) % len(usable)]
+            if index not in pair:
+                yield sight.view(flight, index, depths[index])
