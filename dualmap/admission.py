@@ -11,6 +11,7 @@ A long one that is late starts alone: beside others it would fill their step, an
 
 from collections.abc import Iterable
 
+from dualmap.job import Job
 from dualmap.preempt import (
     Line,
     PreemptRule,
@@ -21,11 +22,9 @@ from dualmap.preempt import (
     split,
 )
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest
+from dualmap.samples import PrefillSamples
 from dualmap.ttft import SpeedTracker
-from dualmap.types import PrefillSpeed
-from dualmap_worker.engine import EngineLoad
-from dualmap_worker.job import Job
-from dualmap_worker.samples import PrefillSamples
+from dualmap.types import EngineLoad, PrefillSpeed
 
 _OVERRUN_GRACE_S = 0.05
 """A prefill this much late says nothing yet: a timer or a busy machine makes a short one look slow."""
