@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TypeAlias
 
@@ -96,6 +96,12 @@ class PrefillFit:
     """Upper triangle of X'WX (6 values, row by row), then X'Wy (3 values)."""
     residual: float = 0.0
     """Decayed mean of |predicted - observed| / observed."""
+    speed: PrefillSpeed = field(init=False, repr=False, compare=False)
+    """The fitted speed; the prior where nothing was observed."""
+
+    def __post_init__(self) -> None:
+        # Solved once: decisions read it many times between two samples.
+        object.__setattr__(self, "speed", self._solved())
 
     def observe(self, uncached_tokens: int, cached_tokens: int, seconds: float) -> "PrefillFit":
         """The fit after one more prefill of `uncached_tokens` on top of `cached_tokens`."""
@@ -123,9 +129,7 @@ class PrefillFit:
             residual=keep * self.residual + (1.0 - keep) * min(abs(predicted - y) / y, 10.0),
         )
 
-    @property
-    def speed(self) -> PrefillSpeed:
-        """The fitted speed; the prior where nothing was observed."""
+    def _solved(self) -> PrefillSpeed:
         if self.num_samples == 0:
             return self.prior
         prior = (

@@ -53,6 +53,15 @@ class PrefillSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine's metrics say now."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_use: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RunningPrefill:
     """The prefill at the head of an engine: its booked cost, how long it runs, and its class."""
 

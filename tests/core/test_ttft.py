@@ -192,6 +192,13 @@ def test_without_samples_the_prior_stands() -> None:
     assert SpeedTracker(PrefillFit(prior=TRUE)).speed() == TRUE
 
 
+def test_a_fit_is_what_it_has_seen_and_its_speed_follows() -> None:
+    fit = fitted(samples(TRUE, 5, 0.1, 1))
+    assert fit == fitted(samples(TRUE, 5, 0.1, 1))
+    assert replace(fit) == fit and replace(fit).speed == fit.speed
+    assert replace(fit, num_samples=0).speed == fit.prior
+
+
 def test_one_sample_gives_the_magnitude_and_the_prior_the_shape() -> None:
     # 1,000 tokens took three times as long as the prior says: so will everything, until more is seen.
     speed = PrefillFit().observe(1000, 0, 3 * DEFAULT_SPEED.prefill_s(1000, 0)).speed

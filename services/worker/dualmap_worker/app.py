@@ -9,6 +9,7 @@ import msgspec
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from dualmap.admission import Admission
 from dualmap_service.addresses import advertised_host
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
@@ -18,7 +19,6 @@ from dualmap_wire.redis_keys import HEARTBEAT_S
 from dualmap_wire.telemetry import QueueReport, Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1 import worker_pb2_grpc
-from dualmap_worker.admission import Admission
 from dualmap_worker.cache_watch import CacheWatch
 from dualmap_worker.engine import Engine
 from dualmap_worker.engine_launch import EngineLaunch, resolve

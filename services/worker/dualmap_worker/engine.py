@@ -11,6 +11,7 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
+from dualmap.types import EngineLoad
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 
 _HIDDEN = frozenset(
@@ -36,15 +37,6 @@ class EngineInfo:
     max_model_len: int
     aliases: tuple[str, ...] = ()
     """Further names that it serves the model by."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """What an engine's metrics say now."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_use: float = 0.0
 
 
 class _Model(msgspec.Struct):

@@ -4,14 +4,15 @@ import asyncio
 import logging
 import time
 
+from dualmap.admission import Admission
+from dualmap.job import Job
+from dualmap.types import EngineLoad
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
-from dualmap_worker.admission import Admission
 from dualmap_worker.cache_watch import CacheWatch
 from dualmap_worker.capabilities import PROMPT_DETAILS, Lack, ToldDetails, known_lacks
-from dualmap_worker.engine import Engine, EngineInfo, EngineLoad
+from dualmap_worker.engine import Engine, EngineInfo
 from dualmap_worker.engine_launch import EngineLaunch
 from dualmap_worker.errors import EngineError, EngineLostError
-from dualmap_worker.job import Job
 from dualmap_worker.presence import Presence
 from dualmap_worker.relay import Requests
 from dualmap_worker.settings import WorkerSettings

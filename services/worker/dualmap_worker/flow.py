@@ -11,11 +11,11 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from dualmap.job import Job
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import EngineAnswer
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
 from dualmap_worker.holdings import Carried
-from dualmap_worker.job import Job
 from dualmap_worker.kv_wire import SESSION_HEADER
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.usage import BodyTap, StreamTap, Usage, ask_usage

@@ -5,13 +5,13 @@ import itertools
 import secrets
 from collections.abc import Callable
 
+from dualmap.admission import Admission
+from dualmap.job import Job
 from dualmap_wire.v1 import worker_pb2 as pb
-from dualmap_worker.admission import Admission
 from dualmap_worker.engine import Engine
 from dualmap_worker.errors import EngineLostError
 from dualmap_worker.flow import Flow
 from dualmap_worker.holdings import Carried, Holdings
-from dualmap_worker.job import Job
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.trace import FlowTraces
 from dualmap_worker.usage import Usage

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import zmq
 
+from dualmap.admission import Admission
 from dualmap_wire.telemetry import QUEUE_TOPIC, QueuedReport, QueueReport, RunningReport, encode_report
-from dualmap_worker.admission import Admission
 from dualmap_worker.ownership import KvState
 from dualmap_worker.relay import Requests
 

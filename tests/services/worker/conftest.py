@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from dualmap.admission import Admission
 from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
 from dualmap_service.tracing import Tracing
 from dualmap_wire.v1 import worker_pb2 as pb
-from dualmap_worker.admission import Admission
 from dualmap_worker.engine import Engine
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.relay import Requests

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
+from dualmap.types import EngineLoad
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
 from dualmap_service.registry import MembershipWatch
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.app import WorkerApp
-from dualmap_worker.engine import EngineLoad
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.settings import WorkerSettings
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from dualmap_worker.engine import Engine, EngineInfo, EngineLoad, parse_metrics
+from dualmap.types import EngineLoad
+from dualmap_worker.engine import Engine, EngineInfo, parse_metrics
 
 RANKS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

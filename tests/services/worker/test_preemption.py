@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from dualmap.samples import PrefillSamples
 from dualmap_wire.telemetry import QueueReport
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.ownership import KvState
-from dualmap_worker.samples import PrefillSamples
 from dualmap_worker.telemetry import queue_report
 
 from ...waiting import eventually

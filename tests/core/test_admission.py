@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualmap.admission import Admission
+from dualmap.job import Job
 from dualmap.queue_order import OrderRule
-from dualmap_worker.admission import Admission
-from dualmap_worker.engine import EngineLoad
-from dualmap_worker.job import Job
+from dualmap.types import EngineLoad
 
 AHEAD = 2048
 LARGE = 20_000

@@ -4,8 +4,8 @@ An answer that is not streamed shows no first byte: what it took and the next fi
 are prefills whose first bytes come together. What was aborted half-way spoils the sample that follows it.
 """
 
+from dualmap.job import Job, PrefillGroup
 from dualmap.ttft import Prefill, SpeedTracker
-from dualmap_worker.job import Job, PrefillGroup
 
 _MAX_UNSEEN = 16
 """Unstreamed prefills in a row that one first byte may stand for; then the estimate is taken for seen."""

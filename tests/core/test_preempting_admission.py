@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualmap.admission import Admission
+from dualmap.job import Job
 from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
-from dualmap_worker.admission import Admission
-from dualmap_worker.job import Job
 
 LONG = 100_000
 

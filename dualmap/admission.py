@@ -11,6 +11,7 @@ A long one that is late starts alone: beside others it would fill their step, an
 
 from collections.abc import Iterable
 
+from dualmap.job import Job
 from dualmap.preempt import (
     Line,
     PreemptRule,
@@ -21,11 +22,9 @@ from dualmap.preempt import (
     split,
 )
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest
+from dualmap.samples import PrefillSamples
 from dualmap.ttft import SpeedTracker
-from dualmap.types import PrefillSpeed
-from dualmap_worker.engine import EngineLoad
-from dualmap_worker.job import Job
-from dualmap_worker.samples import PrefillSamples
+from dualmap.types import EngineLoad, PrefillSpeed
 
 _OVERRUN_GRACE_S = 0.05
 """A prefill this much late says nothing yet: a timer or a busy machine makes a short one look slow."""
@@ -91,29 +90,36 @@ class Admission:
 
     def busy_s(self, now_s: float) -> float:
         """Prefill seconds left in the line."""
+        return self._busy_s(now_s, self.speed(now_s))
+
+    def _busy_s(self, now_s: float, speed: PrefillSpeed) -> float:
         if not self.line:
             return 0.0
-        speed = self.speed(now_s)
         costs = [job.own_s(speed) for job in self.line]
         return sum(costs) - min(now_s - self.head_since_s(), costs[0])
 
     def in_line(self, now_s: float) -> Line:
         """What the engine still has to prefill, and what of it gives way to a feasible request."""
-        return split(self._running_requests(now_s), now_s, self._rule, self._preempt_rule)
+        return self._in_line(now_s, self.speed(now_s))
+
+    def _in_line(self, now_s: float, speed: PrefillSpeed) -> Line:
+        return split(self._running_requests(now_s, speed), now_s, self._rule, self._preempt_rule)
 
     def ordered(self, now_s: float) -> list[Ordered]:
         """The queue in serving order."""
-        entries = order_behind(self.in_line(now_s), self._queued_requests(now_s), now_s, self._rule)
+        return self._ordered(now_s, self.speed(now_s)) if self.queue else []
+
+    def _ordered(self, now_s: float, speed: PrefillSpeed) -> list[Ordered]:
+        line = self._in_line(now_s, speed)
+        entries = order_behind(line, self._queued_requests(speed), now_s, self._rule)
         return [entry for entry in entries if entry.request.request_id in self.queue]
 
-    def _queued_requests(self, now_s: float) -> Iterable[QueuedRequest]:
-        speed = self.speed(now_s)
+    def _queued_requests(self, speed: PrefillSpeed) -> Iterable[QueuedRequest]:
         return [job.queued(job.own_s(speed)) for job in self.queue.values()]
 
-    def _running_requests(self, now_s: float) -> Iterable[RunningRequest]:
+    def _running_requests(self, now_s: float, speed: PrefillSpeed) -> Iterable[RunningRequest]:
         if not self.line:
             return
-        speed = self.speed(now_s)
         ran_s = max(now_s - self.head_since_s(), 0.0)
         for job in self.line:
             own_s = job.own_s(speed)
@@ -147,32 +153,44 @@ class Admission:
         """
         self._pass_unstreamed(now_s)
         while self.queue and not self.held:
+            speed = self.speed(now_s)
             ahead_s = self.tracker.speed().prefill_s(self._ahead_tokens, 0)
-            busy_s = self.busy_s(now_s)
+            busy_s = self._busy_s(now_s, speed)
             if self.line and busy_s > ahead_s:
-                waits = (busy_s - ahead_s, self._unstreamed_due_s(now_s), self._preempt(now_s))
+                waits = (busy_s - ahead_s, self._unstreamed_due_s(now_s), self._preempt(now_s, speed))
                 return min(wait_s for wait_s in waits if wait_s is not None)
-            first = self.ordered(now_s)[0]
-            if self.line and self._starts_alone(first, ahead_s):
+            job = self._next(now_s, speed, ahead_s)
+            if job is None:
                 break
-            job = self.queue.pop(first.request.request_id)
+            del self.queue[job.request_id]
             job.started_s = now_s
             self.line.append(job)
             self.running.add(job.request_id)
             job.start()
         return self._unstreamed_due_s(now_s)
 
+    def _next(self, now_s: float, speed: PrefillSpeed, ahead_s: float) -> Job | None:
+        """Whose turn it is; None while that one waits to start alone."""
+        if len(self.queue) == 1:
+            only = next(iter(self.queue.values()))
+            if not self.line or only.own_s(speed) <= ahead_s:
+                return only
+        first = self._ordered(now_s, speed)[0]
+        if self.line and self._starts_alone(first, ahead_s):
+            return None
+        return self.queue[first.request.request_id]
+
     def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
         return self._rule.order == "late-last" and not entry.feasible and entry.request.own_s > ahead_s
 
-    def _preempt(self, now_s: float) -> float | None:
+    def _preempt(self, now_s: float, speed: PrefillSpeed) -> float | None:
         """Stop the head of the line if it is to give way; or tell in how many seconds it will be."""
         if any(job.stopping for job in self.line):
             return None
-        line = self.in_line(now_s)
+        line = self._in_line(now_s, speed)
         if not line.giving_way:
             return None
-        queue = self._queued_requests(now_s)
+        queue = self._queued_requests(speed)
         planned = plan_preemption(line, queue, now_s, self._rule, self._preempt_rule)
         if planned is None or planned.after_s > 0.0:
             return None if planned is None else planned.after_s
