@@ -11,3 +11,7 @@ class EmptyPoolError(CoreError):
 
 class UnknownPolicyError(CoreError):
     """A policy name that is not in `dualmap.choose.POLICIES`."""
+
+
+class UnknownOrderError(CoreError):
+    """An order's name that is not in `dualmap.queue_order.ORDERS`."""

@@ -12,7 +12,7 @@ until it goes first costs every feasible request behind it, and a whole pool of 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
+from dualmap.queue_order import NO_DEFICITS, Deficits, Ordered, OrderRule, QueuedRequest, discipline, order
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,15 @@ def split(line: Iterable[RunningRequest], now_s: float, order_rule: OrderRule, r
 
 
 def order_behind(
-    line: Line, queue: Iterable[QueuedRequest], now_s: float, order_rule: OrderRule
+    line: Line,
+    queue: Iterable[QueuedRequest],
+    now_s: float,
+    order_rule: OrderRule,
+    deficits: Deficits = NO_DEFICITS,
 ) -> Sequence[Ordered]:
     """The queue in serving order, among it the prefills that give way, as if they waited."""
     waiting = [*queue, *(running.queued for running in line.giving_way)]
-    return order(waiting, now_s, line.blocking_s, order_rule)
+    return order(waiting, now_s, line.blocking_s, order_rule, deficits)
 
 
 def plan_preemption(
@@ -115,7 +119,8 @@ def _gives_way(
     running: RunningRequest, ready_s: float, now_s: float, order_rule: OrderRule, rule: PreemptRule
 ) -> bool:
     queued = running.queued
-    if not rule.enabled or order_rule.order == "fcfs" or running.preemptions >= rule.max_times:
+    # Under an order that leaves it its place, a late prefill would be the next to start again.
+    if not rule.enabled or not discipline(order_rule).puts_late_last or running.preemptions >= rule.max_times:
         return False
     is_late = ready_s + queued.own_s > queued.arrival_s + queued.slo_s
     # Past the age bound itself it would go before everything of its class, and so be the next to start again.

@@ -16,7 +16,7 @@ from dualmap.preempt import (
     plan_preemption,
     split,
 )
-from dualmap.queue_order import OrderRule, QueuedRequest
+from dualmap.queue_order import ORDERS, OrderRule, QueuedRequest
 from dualmap.ttft import DEFAULT_SPEED
 
 NOW_S = 1000.0
@@ -81,9 +81,13 @@ def test_table(line: list[RunningRequest], queue: list[QueuedRequest], expected:
         assert (found.request_id, found.after_s) == (expected.request_id, pytest.approx(expected.after_s))
 
 
-def test_off_and_first_come_first_served_stop_nothing() -> None:
+def test_off_stops_nothing() -> None:
     assert plan([running()], [GOOD], rule=PreemptRule(enabled=False)) is None
-    assert plan([running()], [GOOD], OrderRule("fcfs")) is None
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_only_an_order_that_puts_the_late_last_stops_anything(name: str) -> None:
+    assert (plan([running()], [GOOD], OrderRule(name)) is not None) == (name == "late-last")
 
 
 def test_what_gives_way_is_in_nobodys_way_but_of_who_is_late_too() -> None:
@@ -106,7 +110,7 @@ LINES = st.lists(
         lambda ran_s: [replace(entry, ran_s=ran_s, stop_s=entry.queued.own_s / 8) for entry in line[:1]] + line[1:]
     )
 )  # fmt: skip
-ORDERS = st.builds(OrderRule, st.sampled_from(["late-last", "fcfs"]), st.sampled_from([10.0, 60.0]))
+ORDERS = st.builds(OrderRule, st.sampled_from(list(ORDERS)), st.sampled_from([10.0, 60.0]))
 RULES = st.builds(
     PreemptRule, st.booleans(), st.sampled_from([0.1, 2.0]), st.sampled_from([0.25, 5.0]), st.sampled_from([1, 32])
 )  # fmt: skip
@@ -120,7 +124,7 @@ def test_who_is_preempted(
     if found is None:
         return
     # 1. Only where it is asked for, and only the head, which has computed something.
-    assert rule.enabled and order_rule.order == "late-last"
+    assert rule.enabled and ORDERS[order_rule.order].puts_late_last
     victim = line[0]
     assert found.request_id == victim.queued.request_id
     assert victim.ran_s > 0.0 and victim.ran_s + found.after_s >= rule.min_run_s

@@ -2,21 +2,24 @@
 
 import random
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
+from dualmap.errors import UnknownOrderError
+from dualmap.queue_order import ORDERS, Ordered, OrderName, OrderRule, QueuedRequest, order
 
 NOW_S = 1000.0
 RULE = OrderRule()
 
 
 def queued(
-    name: str, age_s: float, own_s: float = 1.0, slo_s: float = 5.0, cached: int = 0, priority: int = 0
-) -> QueuedRequest:
-    return QueuedRequest(name, NOW_S - age_s, own_s, slo_s, cached, priority)
+    name: str, age_s: float, own_s: float = 1.0, slo_s: float = 5.0, cached: int = 0, priority: int = 0,
+    prompt: int = 0, tenant: str = "",
+) -> QueuedRequest:  # fmt: skip
+    return QueuedRequest(name, NOW_S - age_s, own_s, slo_s, cached, priority, prompt, tenant)
 
 
 def names(ordered: Sequence[Ordered]) -> str:
@@ -59,6 +62,12 @@ def test_expected_ttft_counts_from_arrival() -> None:
     assert [entry.feasible for entry in ordered] == [True, True]
 
 
+def test_every_name_has_an_order_and_any_other_names_the_known_ones() -> None:
+    assert tuple(ORDERS) == get_args(OrderName)
+    with pytest.raises(UnknownOrderError, match="'lifo' is not one of late-last, fcfs, edf"):
+        order([], NOW_S, 0.0, OrderRule("lifo"))
+
+
 TIMES = st.integers(0, 400).map(lambda quarter: quarter / 4)
 QUEUES = st.lists(
     st.builds(
@@ -69,10 +78,12 @@ QUEUES = st.lists(
         slo_s=st.sampled_from([0.5, 5.0, 30.0, 200.0]),
         cached=st.integers(0, 3),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
+        prompt=st.sampled_from([0, 100, 600, 20_000]),
+        tenant=st.sampled_from("xyz"),
     ),
     max_size=12,
 )
-RULES = st.builds(OrderRule, st.sampled_from(["late-last", "fcfs"]), st.sampled_from([0.0, 10.0, 60.0]))
+RULES = st.builds(OrderRule, st.sampled_from(list(ORDERS)), st.sampled_from([0.0, 10.0, 60.0]))
 EPSILON_S = 1e-6
 
 

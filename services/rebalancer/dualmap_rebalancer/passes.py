@@ -199,6 +199,7 @@ def _work(queued: QueuedReport, received_s: float, *, movable: bool) -> QueuedWo
             slo_s=queued.slo_s,
             cached_tokens=queued.cached_tokens,
             priority=queued.priority,
+            prompt_tokens=queued.prompt_tokens,
         ),
         prompt_tokens=queued.prompt_tokens,
         backup=queued.backup or None,

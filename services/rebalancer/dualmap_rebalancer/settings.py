@@ -3,11 +3,10 @@
 import os
 import secrets
 import socket
-from typing import Literal
 
 import msgspec
 
-from dualmap.queue_order import OrderRule
+from dualmap.queue_order import OrderName, OrderRule
 from dualmap.rebalance import RebalanceRule
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
@@ -47,8 +46,8 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
     """Most requests moved off one instance at once."""
     max_queue_scan: Count = 512
     """Most requests looked at per hot instance."""
-    order: Literal["late-last", "fcfs"] = "late-last"
-    """The workers' queue order: late-last or fcfs."""
+    order: OrderName = "late-last"
+    """The workers' queue order; reports name no tenant, so dlpm is longest-prefix."""
     age_bound_s: NonNegative = 60.0
     """The workers' age bound: a late request that waited this long goes first."""
     move_deadline_s: Positive = 1.0

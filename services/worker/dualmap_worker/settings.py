@@ -3,7 +3,7 @@
 from typing import Literal
 
 from dualmap.preempt import PreemptRule
-from dualmap.queue_order import OrderRule
+from dualmap.queue_order import OrderName, OrderRule
 from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
 
 DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
@@ -47,8 +47,9 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     telemetry_port: Port = 0
     weight: Positive = 1.0
     """Its share of the keys, relative to other instances."""
-    order: Literal["late-last", "fcfs"] = "late-last"
-    """Of the admission queue: who can no longer meet the SLO waits behind who can, or first come, first served."""
+    order: OrderName = "late-last"
+    """Of the admission queue; late-last puts who can no longer meet the SLO behind who can. Requests name no
+    tenant here, so dlpm is longest-prefix."""
     age_bound_s: Positive = _ORDER.age_bound_s
     preempt: bool = True
     """Abort a prefill that can no longer meet its SLO when a request waits that still can, and resume it later."""

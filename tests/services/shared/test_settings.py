@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from dualmap.queue_order import ORDERS
 from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import SettingsError
@@ -101,6 +102,17 @@ def test_what_is_wrong_names_itself(environ: dict[str, str], flags: dict[str, st
         router(environ, **flags)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "service"), [(WorkerSettings, "worker"), (RebalancerSettings, "rebalancer")]
+)
+def test_the_queue_order_is_one_of_the_known(kind: type[SharedSettings], service: str) -> None:
+    variable = f"DUALMAP_{service.upper()}_ORDER"
+    for name in ORDERS:
+        assert load_settings(kind, service, {variable: name}).rows()
+    with pytest.raises(SettingsError, match=variable):
+        load_settings(kind, service, {variable: "lifo"})
 
 
 def test_secrets_are_masked() -> None:
