@@ -21,7 +21,14 @@ from dualmap.preempt import (
     plan_preemption,
     split,
 )
-from dualmap.queue_order import Ordered, OrderRule, QueuedRequest
+from dualmap.queue_order import (
+    NO_DEFICITS,
+    Ordered,
+    OrderRule,
+    QueuedRequest,
+    charge,
+    discipline,
+)
 from dualmap.samples import PrefillSamples
 from dualmap.ttft import SpeedTracker
 from dualmap.types import EngineLoad, PrefillSpeed
@@ -58,6 +65,7 @@ class Admission:
         self._samples = PrefillSamples()
         self._last_first_byte_s = 0.0
         self._undone_until_s = 0.0
+        self._deficits = NO_DEFICITS
 
     # What is known
 
@@ -111,7 +119,7 @@ class Admission:
 
     def _ordered(self, now_s: float, speed: PrefillSpeed) -> list[Ordered]:
         line = self._in_line(now_s, speed)
-        entries = order_behind(line, self._queued_requests(speed), now_s, self._rule)
+        entries = order_behind(line, self._queued_requests(speed), now_s, self._rule, self._deficits)
         return [entry for entry in entries if entry.request.request_id in self.queue]
 
     def _queued_requests(self, speed: PrefillSpeed) -> Iterable[QueuedRequest]:
@@ -175,13 +183,17 @@ class Admission:
             only = next(iter(self.queue.values()))
             if not self.line or only.own_s(speed) <= ahead_s:
                 return only
-        first = self._ordered(now_s, speed)[0]
+        entries = self._ordered(now_s, speed)
+        first = entries[0]
         if self.line and self._starts_alone(first, ahead_s):
             return None
+        waiting = [entry.request for entry in entries]
+        self._deficits = charge(self._deficits, first.request, waiting, self._rule)
         return self.queue[first.request.request_id]
 
     def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
-        return self._rule.order == "late-last" and not entry.feasible and entry.request.own_s > ahead_s
+        late_last = discipline(self._rule).puts_late_last
+        return late_last and not entry.feasible and entry.request.own_s > ahead_s
 
     def _preempt(self, now_s: float, speed: PrefillSpeed) -> float | None:
         """Stop the head of the line if it is to give way; or tell in how many seconds it will be."""

@@ -19,6 +19,7 @@ class Job:
     cached_tokens: int
     slo_s: float
     priority: int = 0
+    tenant: str = ""
     streamed: bool = True
     feasible: bool = True
     """As booked by the router."""
@@ -61,6 +62,8 @@ class Job:
             slo_s=self.slo_s,
             cached_tokens=self.cached_tokens,
             priority=self.priority,
+            prompt_tokens=self.prompt_tokens,
+            tenant=self.tenant,
         )
 
 

@@ -12,7 +12,7 @@ from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.fleet.prefix_cache import PrefixCache
 from dualmap_sim.fleet.rebalancer import SimRebalancer
-from dualmap_sim.fleet.router import Pool, Sight
+from dualmap_sim.fleet.router import Pool, Sight, Telemetry
 from dualmap_sim.fleet.serial import SerialEngine
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.fleet.state import Books, Charge
@@ -40,8 +40,10 @@ class Fleet:
         names = tuple(f"i{index}" for index in range(setup.num_instances))
         self.instances = [self._instance(index) for index in range(setup.num_instances)]
         weights = [1.0] * setup.num_instances
-        self.pool = Pool.of(names, weights, [instance.perf() for instance in self.instances])
-        self._perf_s = -1e9
+        telemetry = Telemetry(
+            self.loop, lambda index: self.instances[index].perf(), setup.num_instances, setup.telemetry_s
+        )
+        self.pool = Pool.of(names, weights, telemetry)
         self._sights = [
             Sight(self.pool, self.books, 0.0, self._rng, router, setup.noise)
             for router in range(setup.num_routers)
@@ -92,11 +94,6 @@ class Fleet:
     def _sight(self, router: int) -> Sight:
         """What this router sees now."""
         now_s = self.loop.now_s
-        if now_s - self._perf_s >= self._setup.telemetry_s:
-            self._perf_s = now_s
-            for index, instance in enumerate(self.instances):
-                if instance.alive:
-                    self.pool.perf[index] = instance.perf()
         sight = self._sights[router]
         sight.now_s = now_s
         if self._setup.sync_s and now_s - self._synced_s[router] >= self._setup.sync_s:

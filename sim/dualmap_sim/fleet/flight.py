@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dualmap_worker.job import Job
+from dualmap.job import Job
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import Sequence
 from dualmap_sim.fleet.state import Charge

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from dualmap_worker.admission import Admission
-from dualmap_worker.job import Job
+from dualmap.admission import Admission
+from dualmap.job import Job
 from dualmap.queue_order import OrderRule
 from dualmap.preempt import PreemptRule
-from dualmap_worker.engine import EngineLoad
+from dualmap.types import EngineLoad
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener, Sequence
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.loop import Loop, Timer
@@ -65,6 +65,7 @@ class SimInstance:
             prompt_tokens=arrival.input_tokens,
             cached_tokens=cached,
             slo_s=flight.slo_s,
+            tenant=arrival.tenant,
             feasible=choice.feasible,
             start=lambda: self._start(flight),
             stop=lambda: self._stop(flight),

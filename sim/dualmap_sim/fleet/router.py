@@ -1,6 +1,7 @@
 """The routers of a simulated fleet: what each of them knows when it decides."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -10,10 +11,30 @@ from dualmap.hash_ring import RingPair
 from dualmap.prefix_key import PrefixCounts, key_depth
 from dualmap.types import InstanceView, PrefillSpeed
 from dualmap_sim.fleet.flight import Flight
+from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.fleet.state import Books, Holders, Load, Perf, view
 from dualmap_sim.workloads.arrival import Arrival
 
 _NOISE_SEED = 0x51ED270B
+
+
+class Telemetry:
+    """What instances last said of themselves: read again when it is needed and older than `every_s`."""
+
+    def __init__(self, loop: Loop, read: Callable[[int], Perf], num_instances: int, every_s: float) -> None:
+        self._loop = loop
+        self._read = read
+        self._every_s = every_s
+        self._at_s = [-math.inf] * num_instances
+        self._perf = [read(index) for index in range(num_instances)]
+
+    def of(self, index: int) -> Perf:
+        """One instance's."""
+        now_s = self._loop.now_s
+        if now_s - self._at_s[index] >= self._every_s:
+            self._at_s[index] = now_s
+            self._perf[index] = self._read(index)
+        return self._perf[index]
 
 
 @dataclass(slots=True)
@@ -21,7 +42,7 @@ class Pool:
     """What holds for all routers: the members, their rings, the counts of prefixes, who holds what."""
 
     names: tuple[str, ...]
-    perf: list[Perf]
+    telemetry: "Telemetry"
     usable: list[int]
     """Indexes of the instances that take new requests, sorted."""
     rings: RingPair
@@ -32,11 +53,11 @@ class Pool:
     _pairs: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: tuple[str, ...], weights: Sequence[float], perf: list[Perf]) -> "Pool":
+    def of(cls, names: tuple[str, ...], weights: Sequence[float], telemetry: "Telemetry") -> "Pool":
         """A pool whose instances all take requests."""
         rings = RingPair(dict(zip(names, weights, strict=True)))
         index_of = {name: index for index, name in enumerate(names)}
-        return cls(names, perf, list(range(len(names))), rings, index_of=index_of)
+        return cls(names, telemetry, list(range(len(names))), rings, index_of=index_of)
 
     def change_members(self, weights: Mapping[int, float]) -> None:
         """Other instances take new requests from now on: index to weight."""
@@ -95,7 +116,7 @@ class Sight:
         """One instance as a decision of the core sees it."""
         books, pool = self.books, self.pool
         feasible_s, infeasible_s = books.feasible_s[index], books.infeasible_s[index]
-        seen = view(pool.names[index], depth, feasible_s, infeasible_s, pool.perf[index], self.now_s)
+        seen = view(pool.names[index], depth, feasible_s, infeasible_s, pool.telemetry.of(index), self.now_s)
         return self._noisy(seen, flight, index) if self.noise else seen
 
     def _noisy(self, seen: InstanceView, flight: Flight, index: int) -> InstanceView:
