@@ -120,7 +120,7 @@ def test_a_reading_selects_and_rescales(trace: Path) -> None:
         (line(0, 2**40, [1]), "at most 16777216"),
         (line(1e300, 5, [1])[:-1] + ', "slo_s": 0}', "slo_s must be above 0"),
         (line(0, 5, [1])[:-1] + ', "tenant": 7}', "Expected `str | null`"),
-        ("[" * 100_000, "malformed|recursion|truncated"),
+        ('{"x": ' + "[" * 100_000, "malformed|recursion|truncated"),
         ("\x00\x01", "malformed"),
     ],
 )
