@@ -12,8 +12,8 @@ from dualmap_sim.workloads.trace_line import MAX_LINE_BYTES, TraceLine, bounded_
 
 _GRAINS_S = (3.0, 1.0)
 """Mooncake's traces come in 3 s buckets, many logs in whole seconds."""
-_GRAIN_ERROR_S = 0.0015
-"""A bucket's stamp may be off by a millisecond."""
+_GRAIN_ERROR_S = 0.005
+"""A bucket's stamp may be off by a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
