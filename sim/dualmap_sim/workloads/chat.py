@@ -9,6 +9,9 @@ from dualmap_sim.workloads.shape import Shape
 from dualmap_sim.workloads.text import Span
 from dualmap_sim.workloads.traffic import Sessions, Traffic, Zipf, draw_tokens
 
+Begin = Callable[[random.Random], tuple[str, str | None]]
+"""Picks a conversation's system prompt and its tenant."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatShape(Shape):
@@ -43,12 +46,7 @@ def chat(traffic: Traffic, shape: ChatShape) -> list[TimedRequest]:
     return converse("chat", traffic, shape, lambda rng: (f"system.{popularity.pick(rng)}", None))
 
 
-def converse(
-    name: str,
-    traffic: Traffic,
-    shape: ChatShape,
-    begin: Callable[[random.Random], tuple[str, str | None]],
-) -> list[TimedRequest]:
+def converse(name: str, traffic: Traffic, shape: ChatShape, begin: Begin) -> list[TimedRequest]:
     """Conversations that each begin with the system prompt, and belong to the tenant, that `begin` picks.
 
     The engine's answers are not known beforehand, so the history holds made-up answers of the same length.
