@@ -16,6 +16,7 @@ from dualmap_cli.load import LoadError, LoadOptions, LoadResult, Slo, check_targ
 from dualmap_cli.load.exchange import first_model
 from dualmap_cli.load.screen import print_report, progress_view
 from dualmap_sim.workloads import (
+    PATTERNS,
     WORKLOADS,
     Hotspot,
     TimedRequest,
@@ -35,10 +36,13 @@ _DEFAULT_REQUESTS = 200
 @click.command("load")
 @click.option("--url", "urls", multiple=True, metavar="URL", help="Base URL; give several to spread over.")
 @click.option("--workload", metavar="NAME", help="A built-in workload. [default: chat]")
-@click.option("--trace", type=click.Path(path_type=Path), metavar="FILE", help="A trace as Mooncake's JSONL.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), metavar="FILE", help="A trace: see `dualmap trace`."
+)
 @click.option("--list-workloads", is_flag=True, help="Say what workloads there are, and stop.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=NUMBER", help="A setting of the workload.")
 @click.option("--rate", type=float, help="Requests per second. [default: 2, or the trace's own]")
+@click.option("--pattern", type=click.Choice(list(PATTERNS)), help="How a workload's rate varies.")
 @click.option("--requests", "count", type=int, help="How many requests. [default: 200, or all of the trace]")
 @click.option("--duration", type=float, help="How many seconds of the workload.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other requests.")
@@ -65,6 +69,7 @@ def load(
     list_workloads: bool,
     settings: tuple[str, ...],
     rate: float | None,
+    pattern: str | None,
     count: int | None,
     duration: float | None,
     seed: int,
@@ -93,8 +98,8 @@ def load(
         return
     if not urls:
         raise click.UsageError("say where to send the requests: --url http://127.0.0.1:8000")
-    if trace is not None and (workload is not None or settings):
-        raise click.UsageError("--trace excludes --workload and --set")
+    if trace is not None and (workload is not None or settings or pattern):
+        raise click.UsageError("--trace excludes --workload, --set and --pattern")
     try:
         targets = [check_target(url) for url in urls]
         if trace is not None:
@@ -102,7 +107,8 @@ def load(
             requests = read_mooncake(trace, reading)
         else:
             count = _DEFAULT_REQUESTS if count is None and duration is None else count
-            traffic = Traffic(_DEFAULT_RATE_REQ_S if rate is None else rate, count, duration, seed)
+            mean_req_s = _DEFAULT_RATE_REQ_S if rate is None else rate
+            traffic = Traffic(mean_req_s, count, duration, seed, PATTERNS[pattern or "steady"])
             requests = make_workload(workload or "chat", traffic, _parse_settings(settings))
         if hotspot is not None:
             requests = add_hotspot(requests, Hotspot(share=hotspot), seed)
@@ -175,9 +181,9 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, float]:
 
 def _print_workloads() -> None:
     for name, workload in WORKLOADS.items():
-        click.echo(f"{name:10} {workload.description}")
+        click.echo(f"{name:15} {workload.description}")
         defaults = (f"{key}={value}" for key, value in workload.defaults().items())
-        click.echo(click.wrap_text(" ".join(defaults), 100, "           ", "           "))
+        click.echo(click.wrap_text(" ".join(defaults), 100, " " * 16, " " * 16))
 
 
 def _write_records(result: LoadResult, out: Path) -> None:

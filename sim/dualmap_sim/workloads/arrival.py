@@ -36,8 +36,9 @@ def to_arrivals(requests: Iterable[TimedRequest], block_tokens: int = BLOCK_TOKE
                 request_id=request.request_id,
                 input_tokens=request.input_tokens,
                 output_tokens=request.output_tokens,
-                chunks=tuple(full_chunks(request.spans(), block_tokens)),
+                chunks=tuple(full_chunks(request.spans(), block_tokens, request.adapter or "")),
                 tenant=request.tenant or "",
+                adapter=request.adapter or "",
                 session=request.session,
                 slo_s=request.slo_ttft_s,
             )
@@ -77,10 +78,10 @@ def reseeded(arrivals: Sequence[Arrival], seed: int, jitter_s: float) -> list[Ar
     return sorted(moved, key=lambda arrival: arrival.at_s)
 
 
-def full_chunks(spans: Iterable[Span], block_tokens: int = BLOCK_TOKENS) -> list[int]:
-    """An id per full chunk of a prompt; the same in every process."""
+def full_chunks(spans: Iterable[Span], block_tokens: int = BLOCK_TOKENS, adapter: str = "") -> list[int]:
+    """An id per full chunk of a prompt; the same in every process. What an adapter computes is its own."""
     chain: list[int] = []
-    previous = 0
+    previous = xxhash.xxh3_64_intdigest(adapter.encode()) if adapter else 0
     pieces: list[str] = []
     room = block_tokens
     for key, tokens in spans:

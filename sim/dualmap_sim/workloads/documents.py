@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from dualmap_sim.workloads.request import Message, TimedRequest
+from dualmap_sim.workloads.shape import Shape
 from dualmap_sim.workloads.text import Span
-from dualmap_sim.workloads.traffic import Sessions, Shape, Traffic, draw_tokens
+from dualmap_sim.workloads.traffic import Sessions, Traffic, draw_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,3 +7,7 @@ class WorkloadError(ValueError):
 
 class TraceError(WorkloadError):
     """A trace file cannot be read; the message names the file and the line."""
+
+
+class LineError(ValueError):
+    """One line of a trace or a log cannot be read; whoever knows file and line makes it a TraceError."""

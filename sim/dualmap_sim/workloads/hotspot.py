@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from dualmap_sim.workloads.errors import WorkloadError
 from dualmap_sim.workloads.request import Message, TimedRequest
+from dualmap_sim.workloads.shape import Shape
 from dualmap_sim.workloads.text import Span
-from dualmap_sim.workloads.traffic import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,30 @@
-"""The trace format that Mooncake published: arrival, lengths and one id per 512-token prompt block.
-
-Equal leading ids mean an equal prompt prefix; the last block may be partial.
-"""
+"""Traces as requests: files in the form of `trace_line`, which Mooncake's published traces have too."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import msgspec
-
-from dualmap_sim.workloads.errors import TraceError, WorkloadError
+from dualmap_sim.workloads.errors import LineError, TraceError, WorkloadError
 from dualmap_sim.workloads.request import Message, TimedRequest
 from dualmap_sim.workloads.text import BLOCK_TOKENS, Span
+from dualmap_sim.workloads.trace_line import MAX_LINE_BYTES, TraceLine, bounded_lines, parse_trace_line
 
-TRACE_BUCKET_S = 3.0
-
-
-class _Line(msgspec.Struct, frozen=True):
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
+_GRAINS_S = (3.0, 1.0)
+"""Mooncake's traces come in 3 s buckets, many logs in whole seconds."""
+_GRAIN_ERROR_S = 0.005
+"""A bucket's stamp may be off by a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceReading:
     """How a trace becomes requests.
 
-    `bucket_s` is the grain of its timestamps (0 keeps them as they are); `rate_req_s` replays it at another
-    mean rate; `salt` gives the same structure over other text, for a fleet that must start cold.
+    `bucket_s` is the grain of its timestamps (0 keeps them as they are, None finds it); `rate_req_s` replays it
+    at another mean rate; `salt` gives the same structure over other text, for a fleet that must start cold.
     """
 
-    bucket_s: float = TRACE_BUCKET_S
+    bucket_s: float | None = None
     count: int | None = None
     duration_s: float | None = None
     rate_req_s: float | None = None
@@ -48,7 +40,9 @@ def read_mooncake(path: Path, reading: TraceReading | None = None) -> list[Timed
     """Read a trace file into requests in order of arrival; raises TraceError at the first bad line."""
     reading = reading or TraceReading()
     lines = sorted(_read_lines(path), key=lambda line: line.timestamp)[: reading.count]
-    arrivals = spread_buckets([line.timestamp / 1000 for line in lines], reading.bucket_s)
+    times_s = [line.timestamp / 1000 for line in lines]
+    bucket_s = grain_s(times_s) if reading.bucket_s is None else reading.bucket_s
+    arrivals = spread_buckets(times_s, bucket_s)
     scale = 1.0
     if reading.rate_req_s is not None and lines and arrivals[-1] > 0:
         scale = len(lines) / arrivals[-1] / reading.rate_req_s
@@ -65,9 +59,21 @@ def read_mooncake(path: Path, reading: TraceReading | None = None) -> list[Timed
                 output_tokens=line.output_length,
                 messages=(Message("user", spans),) if reading.as_chat else (),
                 prompt=() if reading.as_chat else spans,
+                session=line.session,
+                tenant=line.tenant,
+                adapter=line.adapter,
+                slo_ttft_s=line.slo_s,
             )
         )
     return requests
+
+
+def grain_s(times_s: Sequence[float]) -> float:
+    """The grain of a trace's timestamps: 3 s, 1 s, or 0 for finer ones, which stay as they are."""
+    for grain in _GRAINS_S:
+        if all(abs(time_s - round(time_s / grain) * grain) <= _GRAIN_ERROR_S for time_s in times_s):
+            return grain
+    return 0.0
 
 
 def spread_buckets(times_s: Sequence[float], bucket_s: float) -> list[float]:
@@ -84,7 +90,7 @@ def spread_buckets(times_s: Sequence[float], bucket_s: float) -> list[float]:
     return spread
 
 
-def _spans(line: _Line, keys: dict[int, str], salt: str) -> Iterator[Span]:
+def _spans(line: TraceLine, keys: dict[int, str], salt: str) -> Iterator[Span]:
     left = line.input_length
     for block in line.hash_ids:
         key = keys.get(block)
@@ -94,28 +100,15 @@ def _spans(line: _Line, keys: dict[int, str], salt: str) -> Iterator[Span]:
         left -= BLOCK_TOKENS
 
 
-def _read_lines(path: Path) -> Iterator[_Line]:
-    decoder = msgspec.json.Decoder(_Line)
+def _read_lines(path: Path) -> Iterator[TraceLine]:
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield _parse(decoder, raw, f"{path}:{number}")
+            for number, raw in bounded_lines(file):
+                if raw is None:
+                    raise TraceError(f"{path}:{number}: longer than {MAX_LINE_BYTES} bytes")
+                try:
+                    yield parse_trace_line(raw)
+                except LineError as error:
+                    raise TraceError(f"{path}:{number}: {error}") from error
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from error
-
-
-def _parse(decoder: msgspec.json.Decoder[_Line], raw: bytes, where: str) -> _Line:
-    try:
-        line = decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise TraceError(f"{where}: {error}") from error
-    if line.timestamp < 0 or line.input_length < 1 or line.output_length < 1:
-        raise TraceError(f"{where}: timestamp must not be negative, lengths must be 1 or more")
-    blocks = -(-line.input_length // BLOCK_TOKENS)
-    if len(line.hash_ids) != blocks:
-        raise TraceError(
-            f"{where}: {line.input_length} input tokens make {blocks} blocks of {BLOCK_TOKENS}, "
-            f"but hash_ids has {len(line.hash_ids)}"
-        )
-    return line

@@ -1,7 +1,7 @@
 """The table of built-in workloads."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dualmap_sim.workloads.agents import AgentsShape, agents
@@ -9,8 +9,12 @@ from dualmap_sim.workloads.chat import ChatShape, chat
 from dualmap_sim.workloads.documents import DocumentsShape, documents
 from dualmap_sim.workloads.errors import WorkloadError
 from dualmap_sim.workloads.hotspot import Hotspot, add_hotspot
+from dualmap_sim.workloads.pattern import Bursts, Diurnal
 from dualmap_sim.workloads.request import TimedRequest
-from dualmap_sim.workloads.traffic import Shape, Traffic
+from dualmap_sim.workloads.shape import Shape
+from dualmap_sim.workloads.system_prompts import DriftShape, SystemPromptsShape, drift, system_prompts
+from dualmap_sim.workloads.tenants import TenantsShape, tenants
+from dualmap_sim.workloads.traffic import Traffic
 from dualmap_sim.workloads.unique import UniqueShape, unique
 
 
@@ -31,12 +35,25 @@ def _hotspot_chat(traffic: Traffic, shape: Hotspot) -> list[TimedRequest]:
     return add_hotspot(chat(traffic, ChatShape()), shape, traffic.seed)
 
 
+def _patterned_chat(traffic: Traffic, shape: Bursts | Diurnal) -> list[TimedRequest]:
+    return chat(replace(traffic, pattern=shape), ChatShape())
+
+
 WORKLOADS: dict[str, Workload] = {
     "chat": Workload("conversations over a few popular system prompts", ChatShape, chat),
-    "agents": Workload("tool agents: shared tools, many steps over a growing context", AgentsShape, agents),
+    "agents": Workload(
+        "tool agents: a few hot tool prompts, many steps over a growing context", AgentsShape, agents
+    ),
+    "system-prompts": Workload(
+        "popular system prompts before unique text", SystemPromptsShape, system_prompts
+    ),
+    "drift": Workload("system prompts whose popularity moves", DriftShape, drift),
+    "tenants": Workload("chat of several tenants, one of which floods", TenantsShape, tenants),
     "documents": Workload("long documents with several questions each", DocumentsShape, documents),
     "unique": Workload("prompts that share nothing", UniqueShape, unique),
     "hotspot": Workload("chat with a burst on one hot prefix in the middle", Hotspot, _hotspot_chat),
+    "bursts": Workload("chat that comes in bursts", Bursts, _patterned_chat),
+    "diurnal": Workload("chat at a rate that swings like day and night", Diurnal, _patterned_chat),
 }
 
 

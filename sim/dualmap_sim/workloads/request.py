@@ -23,7 +23,8 @@ class Message(NamedTuple):
 class TimedRequest:
     """A request due `at_s` after the workload starts; either `messages` or `prompt` is set.
 
-    `slo_ttft_s` is the request's own objective in model seconds; None leaves it to the pool.
+    `slo_ttft_s` is the request's own objective in model seconds; None leaves it to the pool. `adapter` is a name
+    for whoever sends the request: `body` asks for the model that it is given.
     """
 
     at_s: float
@@ -33,6 +34,7 @@ class TimedRequest:
     prompt: tuple[Span, ...] = ()
     session: str | None = None
     tenant: str | None = None
+    adapter: str | None = None
     slo_ttft_s: float | None = None
     headers: tuple[tuple[str, str], ...] = ()
 

@@ -5,22 +5,26 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from dualmap_sim.workloads.errors import WorkloadError
+from dualmap_sim.workloads.pattern import Pattern, Steady
 
 T = TypeVar("T")
+
+_STEADY = Steady()
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How many requests come, and how fast; `count` and `duration_s` end it, whichever comes first."""
+    """How many requests come, how fast and in what pattern; `count` or `duration_s` ends it, the first that does."""
 
     rate_req_s: float = 2.0
     count: int | None = None
     duration_s: float | None = None
     seed: int = 0
+    pattern: Pattern = _STEADY
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rate_req_s) and self.rate_req_s > 0):
@@ -37,10 +41,20 @@ class Traffic:
         return random.Random(f"{name}/{self.seed}")
 
     def arrivals(self, rng: random.Random) -> Iterator[float]:
-        """Poisson arrival times in seconds, in order."""
+        """Arrival times in seconds, in order: Poisson, at a rate that follows the pattern."""
+        # Its own chance: what is asked does not change with when it is asked.
+        stretches = self.pattern.stretches(self.rng("pattern"))
+        left_s, factor = next(stretches)
         at_s = 0.0
         for index in itertools.count():
-            at_s += rng.expovariate(self.rate_req_s)
+            # Seconds at the mean rate; a stretch with a factor has that many times as many of them.
+            gap_s = rng.expovariate(self.rate_req_s)
+            while gap_s > left_s * factor:
+                gap_s -= left_s * factor
+                at_s += left_s
+                left_s, factor = next(stretches)
+            at_s += gap_s / factor
+            left_s -= gap_s / factor
             if self.count is not None and index >= self.count:
                 return
             if self.duration_s is not None and at_s > self.duration_s:
@@ -85,15 +99,3 @@ class Sessions(Generic[T]):
         if self._waiting and self._waiting[0][0] <= now_s:
             return heapq.heappop(self._waiting)[2]
         return None
-
-
-class Shape:
-    """Base of the workloads' shapes: frozen dataclasses of numbers."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
-            value: Any = getattr(self, field.name)
-            positive = isinstance(field.default, int) or field.name.endswith("_mean")
-            if not math.isfinite(value) or value < 0 or (positive and value < 1):
-                low = "1 or more" if positive else "0 or more"
-                raise WorkloadError(f"{field.name} must be {low}, not {value}")

@@ -77,7 +77,7 @@ def test_failures_exit_with_one(endpoint: Endpoint) -> None:
 def test_workloads_are_listed() -> None:
     result = run("--list-workloads")
     assert result.exit_code == 0
-    for name in ("chat", "agents", "documents", "unique", "hotspot", "system_prompts=24"):
+    for name in ("chat", "agents", "documents", "unique", "hotspot", "system-prompts", "system_prompts=24"):
         assert name in result.output
 
 
@@ -94,6 +94,7 @@ def test_workloads_are_listed() -> None:
         (["--url", "http://x", "--model", "m", "--hotspot", "2"], "share <= 1"),
         (["--url", "http://x", "--model", "m", "--trace", "/none.jsonl"], "/none.jsonl: No such file"),
         (["--url", "http://x", "--trace", "t", "--workload", "chat"], "--trace excludes --workload"),
+        (["--url", "http://x", "--trace", "t", "--pattern", "bursts"], "--trace excludes"),
         (["--url", "http://127.0.0.1:9"], "cannot ask http://127.0.0.1:9 for its model"),
     ],
 )

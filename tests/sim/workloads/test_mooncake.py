@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap_sim.workloads import TraceError, TraceReading, WorkloadError, ideal_hit_share, read_mooncake
-from dualmap_sim.workloads.mooncake import spread_buckets
+from dualmap_sim.workloads.arrival import to_arrivals
+from dualmap_sim.workloads.mooncake import grain_s, spread_buckets
 
 BLOCK_BYTES = 2048
 
@@ -61,6 +62,29 @@ def test_buckets_are_spread_evenly(trace: Path) -> None:
     assert [request.at_s for request in raw] == [0, 0, 2.999, 6]
 
 
+def test_the_grain_is_found_and_finer_stamps_stay(tmp_path: Path) -> None:
+    assert grain_s([0, 3, 5.999, 6]) == 3
+    assert grain_s([0, 1, 1, 7.001]) == 1
+    assert grain_s([0, 0.25, 3]) == 0
+    path = tmp_path / "fine.jsonl"
+    path.write_text("\n".join(line(at, 5, [1]) for at in (0, 250, 3100)))
+    assert [request.at_s for request in read_mooncake(path)] == [0, 0.25, 3.1]
+
+
+def test_optional_fields_are_read_and_an_adapter_s_cache_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "named.jsonl"
+    plain = json.loads(line(0, 1024, [1, 2]))
+    named = {"tenant": "t", "session": "s", "adapter": "a", "slo_s": 2.5}
+    path.write_text(f"{json.dumps(plain)}\n{json.dumps(plain | named)}\n")
+    _, request = read_mooncake(path)
+    assert (request.tenant, request.session, request.adapter) == ("t", "s", "a")
+    assert request.slo_ttft_s == 2.5
+    one, other = to_arrivals(read_mooncake(path))
+    assert (other.tenant, other.adapter, other.slo_s) == ("t", "a", 2.5)
+    assert len(one.chunks) == len(other.chunks) == 2
+    assert not {*one.chunks} & {*other.chunks}
+
+
 @given(st.lists(st.integers(0, 40).map(lambda bucket: bucket * 3.0), max_size=60).map(sorted))
 def test_spreading_keeps_the_order_and_the_bucket(times: list[float]) -> None:
     spread = spread_buckets(times, 3.0)
@@ -93,6 +117,10 @@ def test_a_reading_selects_and_rescales(trace: Path) -> None:
         (line(-1, 5, [1]), "must not be negative"),
         (line(0, 5, [1], output_length=0), "1 or more"),
         ('{"timestamp": 0, "input_length": "5", "output_length": 1, "hash_ids": [1]}', "Expected `int`"),
+        (line(0, 2**40, [1]), "at most 16777216"),
+        (line(1e300, 5, [1])[:-1] + ', "slo_s": 0}', "slo_s must be above 0"),
+        (line(0, 5, [1])[:-1] + ', "tenant": 7}', "Expected `str | null`"),
+        ('{"x": ' + "[" * 100_000, "malformed|recursion|truncated"),
         ("\x00\x01", "malformed"),
     ],
 )
