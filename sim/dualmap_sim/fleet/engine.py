@@ -41,6 +41,9 @@ class EngineListener(Protocol):
 class Engine(Protocol):
     """A simulated engine: sequences in, first tokens and ends out, in simulated time."""
 
+    busy_s: float
+    """Seconds that it has prefilled."""
+
     @property
     def num_running(self) -> int:
         """Sequences that hold KV blocks."""

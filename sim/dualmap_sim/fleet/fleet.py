@@ -1,11 +1,12 @@
 """A simulated fleet: routers, instances and a rebalancer over one loop, and a workload that runs through."""
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Protocol
 
-from dualmap.ttft import estimate
-from dualmap.types import ChoiceRequest, Reason
+from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.instance import SimInstance
@@ -18,12 +19,15 @@ from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.fleet.state import Books, Charge
 from dualmap_sim.workloads.arrival import Arrival
 
+_PROBE_S = 0.1
+"""How often a router asks again for who waits at it."""
+
 
 class PlacementPolicy(Protocol):
     """Who decides where a request goes."""
 
-    def place(self, flight: Flight, sight: Sight) -> Choice:
-        """Choose an instance."""
+    def place(self, flight: Flight, sight: Sight) -> Choice | None:
+        """Choose an instance; None lets the request wait at its router, and be asked for again."""
 
 
 class Fleet:
@@ -48,6 +52,7 @@ class Fleet:
             Sight(self.pool, self.books, 0.0, self._rng, router, setup.noise)
             for router in range(setup.num_routers)
         ]
+        self._waiting: list[deque[Flight]] = [deque() for _ in range(setup.num_routers)]
         self._synced_s = [-1e9] * setup.num_routers
         self._rebalancer = None
         if setup.rebalance is not None:
@@ -88,8 +93,26 @@ class Fleet:
         flight = Flight(arrival, slo_s, self._next_router)
         self._next_router = (self._next_router + 1) % self._setup.num_routers
         self.flights.append(flight)
-        self._dispatch(flight, self._policy.place(flight, self._sight(flight.router)))
+        queue = self._waiting[flight.router]
+        # Who waits at the router already goes first.
+        choice = None if queue else self._policy.place(flight, self._sight(flight.router))
+        if choice is not None:
+            self._dispatch(flight, choice)
+        else:
+            queue.append(flight)
+            if len(queue) == 1:
+                self.loop.after(_PROBE_S, self._probe, flight.router)
         self._schedule_next()
+
+    def _probe(self, router: int) -> None:
+        """Place who waits at a router, first come, first served, as far as they can be placed now."""
+        queue = self._waiting[router]
+        while queue:
+            choice = self._policy.place(queue[0], self._sight(router))
+            if choice is None:
+                self.loop.after(_PROBE_S, self._probe, router)
+                return
+            self._dispatch(queue.popleft(), choice)
 
     def _sight(self, router: int) -> Sight:
         """What this router sees now."""
@@ -140,15 +163,9 @@ class Fleet:
         self._release(flight)
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
-        sight = self._sight(flight.router)
-        depth = sight.depth(flight.arrival, target)
-        self._dispatch(flight, self._moved_choice(flight, sight, target, depth, source.index))
+        choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
+        self._dispatch(flight, replace(choice, backup=source.index))
         return True
-
-    def _moved_choice(self, flight: Flight, sight: Sight, target: int, depth: int, source: int) -> Choice:
-        request = ChoiceRequest(flight.arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
-        seen = estimate(request, sight.view(flight, target, depth), self._setup.choice)
-        return Choice(target, Reason.MOVED, seen.feasible, seen.own_s, depth, seen.ttft_s, source)
 
     def _forget_expected(self, source: SimInstance, arrival: Arrival) -> None:
         """What was expected of a prompt that will not be computed there."""

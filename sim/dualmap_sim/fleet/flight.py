@@ -51,3 +51,8 @@ class Flight:
     def ttft_s(self) -> float | None:
         """From arrival to first token."""
         return None if self.first_token_s is None else self.first_token_s - self.arrival.at_s
+
+    @property
+    def within_slo(self) -> bool:
+        """It saw its first token in time."""
+        return self.first_token_s is not None and self.first_token_s - self.arrival.at_s <= self.slo_s

@@ -9,13 +9,16 @@ import xxhash
 
 from dualmap.hash_ring import RingPair
 from dualmap.prefix_key import PrefixCounts, key_depth
-from dualmap.types import InstanceView, PrefillSpeed
-from dualmap_sim.fleet.flight import Flight
+from dualmap.ttft import estimate
+from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed, Reason
+from dualmap_sim.fleet.engine import CHUNK_TOKENS
+from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.fleet.state import Books, Holders, Load, Perf, view
 from dualmap_sim.workloads.arrival import Arrival
 
 _NOISE_SEED = 0x51ED270B
+_NO_RULE = ChoiceRule()
 
 
 class Telemetry:
@@ -118,6 +121,13 @@ class Sight:
         feasible_s, infeasible_s = books.feasible_s[index], books.infeasible_s[index]
         seen = view(pool.names[index], depth, feasible_s, infeasible_s, pool.telemetry.of(index), self.now_s)
         return self._noisy(seen, flight, index) if self.noise else seen
+
+    def choice(self, flight: Flight, index: int, reason: Reason = Reason.POLICY) -> Choice:
+        """A request sent to one instance, with what the core expects of it there."""
+        depth = self.depth(flight.arrival, index)
+        request = ChoiceRequest(flight.arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
+        seen = estimate(request, self.view(flight, index, depth), _NO_RULE)
+        return Choice(index, reason, seen.feasible, seen.own_s, depth, seen.ttft_s)
 
     def _noisy(self, seen: InstanceView, flight: Flight, index: int) -> InstanceView:
         digest = xxhash.xxh3_64_intdigest(f"{flight.arrival.request_id}/{index}".encode(), _NOISE_SEED)

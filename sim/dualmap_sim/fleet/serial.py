@@ -43,6 +43,7 @@ class SerialEngine:
         self._decoding: dict[Sequence, Timer] = {}
         self.speed_factor = 1.0
         """Above 1: slower than its profile."""
+        self.busy_s = 0.0
 
     @property
     def num_running(self) -> int:
@@ -68,6 +69,7 @@ class SerialEngine:
             assert self._timer is not None
             self._timer.cancel()
             self._current = None
+            self.busy_s += self._loop.now_s - self._began_s
             self._store(sequence, self._computed_tokens(sequence))
             self._release(sequence)
         elif sequence in self._decoding:
@@ -113,6 +115,7 @@ class SerialEngine:
         self._timer = self._loop.after(seconds, self._prefilled, sequence)
 
     def _prefilled(self, sequence: Sequence) -> None:
+        self.busy_s += self._loop.now_s - self._began_s
         self._current = None
         self._store(sequence, sequence.arrival.input_tokens)
         sequence.prefilled = True
