@@ -4,13 +4,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Protocol
 
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
+from dualmap_sim.fleet.policy import PlacementPolicy
 from dualmap_sim.fleet.prefix_cache import PrefixCache
 from dualmap_sim.fleet.rebalancer import SimRebalancer
 from dualmap_sim.fleet.router import Pool, Sight, Telemetry
@@ -21,13 +21,6 @@ from dualmap_sim.workloads.arrival import Arrival
 
 _PROBE_S = 0.1
 """How often a router asks again for who waits at it."""
-
-
-class PlacementPolicy(Protocol):
-    """Who decides where a request goes."""
-
-    def place(self, flight: Flight, sight: Sight) -> Choice | None:
-        """Choose an instance; None lets the request wait at its router, and be asked for again."""
 
 
 class Fleet:
@@ -77,11 +70,13 @@ class Fleet:
             setup.step_tokens,
         )  # fmt: skip
 
-    def run(self, arrivals: Sequence[Arrival]) -> None:
-        """Let all of them through, to the last token."""
+    def run(self, arrivals: Sequence[Arrival], most_late: int | None = None) -> bool:
+        """Let all of them through, to the last token; false if it ended early, after `most_late` late ones."""
         self._arrivals = iter(arrivals)
+        self._late_left = len(arrivals) if most_late is None else most_late
         self._schedule_next()
         self.loop.run()
+        return self._late_left >= 0
 
     def _schedule_next(self) -> None:
         arrival = next(self._arrivals, None)
@@ -180,6 +175,10 @@ class Fleet:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.decodes(flight.charge)
+        if not flight.within_slo:
+            self._late_left -= 1
+            if self._late_left < 0:
+                self.loop.stop()
 
     def finished(self, flight: Flight) -> None:
         """It is over."""

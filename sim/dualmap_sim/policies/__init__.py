@@ -1,1 +1,58 @@
 """Placement policies of the simulator: DualMap's own, from the core, and every baseline, a file each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from dualmap.preempt import PreemptRule
+from dualmap.queue_order import OrderName, OrderRule
+from dualmap.types import ChoiceRule
+from dualmap_sim.fleet.policy import PlacementPolicy
+from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.policies.core import CorePolicy
+from dualmap_sim.policies.lmetric import LMetric
+
+__all__ = ["POLICIES", "PolicySpec", "make_policy", "with_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySpec:
+    """A policy as it was published: how it places, and what its queues do."""
+
+    make: Callable[[FleetSetup], PlacementPolicy]
+    order: OrderName = "fcfs"
+    rebalances: bool = False
+    """DualMap's rebalancer moves queued requests."""
+    preempts: bool = False
+    """Late prefills give way."""
+
+
+def _core(name: str) -> Callable[[FleetSetup], PlacementPolicy]:
+    return lambda setup: CorePolicy(replace(setup.choice, policy=name))
+
+
+POLICIES: Mapping[str, PolicySpec] = {
+    "dualmap": PolicySpec(_core("dualmap"), "late-last", rebalances=True, preempts=True),
+    "paper": PolicySpec(_core("paper"), "longest-prefix", rebalances=True),
+    "round-robin": PolicySpec(_core("round-robin")),
+    "least-loaded": PolicySpec(_core("least-loaded")),
+    "cache-affinity": PolicySpec(_core("cache-affinity")),
+    "lmetric": PolicySpec(lambda setup: LMetric()),
+}
+"""Every policy by name, with the order that it was published with."""
+
+
+def with_policy(setup: FleetSetup, name: str, order: OrderName | None = None) -> FleetSetup:
+    """The same fleet under a policy, as published unless another order is asked for."""
+    spec = POLICIES[name]
+    return replace(
+        setup,
+        policy=name,
+        order=replace(setup.order, order=order or spec.order),
+        rebalance=setup.rebalance if spec.rebalances else None,
+        preempt=replace(setup.preempt, enabled=setup.preempt.enabled and spec.preempts),
+    )
+
+
+def make_policy(setup: FleetSetup) -> PlacementPolicy:
+    """The policy of a run."""
+    return POLICIES[setup.policy].make(setup)

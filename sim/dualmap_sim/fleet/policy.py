@@ -1,0 +1,13 @@
+"""What the fleet asks of a placement policy."""
+
+from typing import Protocol
+
+from dualmap_sim.fleet.flight import Choice, Flight
+from dualmap_sim.fleet.router import Sight
+
+
+class PlacementPolicy(Protocol):
+    """Decides where a request goes; one object serves all routers of a run and may keep state."""
+
+    def place(self, flight: Flight, sight: Sight) -> Choice | None:
+        """Choose an instance; None lets the request wait at its router, and be asked for again every 100 ms."""
