@@ -1,42 +1,40 @@
-"""Tool agents: shared tool prompts of several lengths, many short steps over a growing context.
+"""Tool agents: a few hot tool prompts before short tasks, and sessions over documents of any length.
 
-A step's prompt ends in what the agent just observed (a page, a file), whose size has a long tail; the next step
-keeps its task and a note of what it saw. Two agents are popular, one with a long tool prompt and one with a short
-one; the others are many. The statistics aim at those of Mooncake's tool-and-agent trace: 8,596 input and 182
-output tokens, 59 % of the blocks reusable, 76 % of the requests with half their prompt or more seen before, and
-prefix keys of 2, 6 and 13 chunks for 45, 15 and 38 % of the requests.
+The statistics aim at Mooncake's tool-and-agent trace (23,608 requests): input mean 8,590, deviation 10,994,
+quartiles 3,227, 6,345 and 7,470; of it not seen before mean 2,834, deviation 8,561, quartiles 266, 560 and
+1,103; output mean 182, quartiles 13, 30 and 356; 59 % of the blocks reusable, 76 % of the requests with half their
+prompt or more seen before; prefix keys of 2, 6 and 13 chunks for 45, 15 and 38 % of the requests. Sources: the
+trace's published analysis (the README of NVIDIA's data generator for Dynamo), the Mooncake and DualMap papers. How
+long a session waits between its steps is not published: `step_s` is a choice.
 """
 
 from dataclasses import dataclass, field
+from random import Random
 
 from dualmap_sim.workloads.errors import WorkloadError
 from dualmap_sim.workloads.request import Message, TimedRequest
 from dualmap_sim.workloads.shape import Shape
 from dualmap_sim.workloads.text import Span
-from dualmap_sim.workloads.traffic import Sessions, Traffic, Zipf, draw_tokens
+from dualmap_sim.workloads.traffic import Sessions, Traffic, draw_tokens
 
 _GOLDEN = 0.6180339887498949
+_LONGEST_TOKENS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
 class AgentsShape(Shape):
-    """Sizes in tokens; `step_s` is the least mean time between two steps of one agent."""
+    """Sizes in tokens; `step_s` is the least mean time between two steps of a session."""
 
     long_share: float = 0.388
-    long_tokens: int = 6400
+    long_tokens: int = 6160
     short_share: float = 0.149
-    short_tokens: int = 2800
-    agents: int = 200
-    skew: float = 0.6
-    tools_tokens: int = 1200
-    task_tokens: int = 1350
+    short_tokens: int = 2600
+    task_tokens: int = 420
     task_sigma: float = 1.0
-    note_tokens: int = 150
-    observation_tokens: int = 2650
-    observation_sigma: float = 1.6
-    answer_tokens: int = 182
-    steps_mean: float = 5.0
-    step_s: float = 5.0
+    document_tokens: int = 11_000
+    document_sigma: float = 1.15
+    steps_mean: float = 2.1
+    step_s: float = 30.0
     max_steps: int = 60
 
     def __post_init__(self) -> None:
@@ -47,54 +45,72 @@ class AgentsShape(Shape):
 
 
 @dataclass(slots=True)
-class _Run:
+class _Session:
     name: str
     messages: list[Message] = field(default_factory=list)
     step: int = 0
 
 
 def agents(traffic: Traffic, shape: AgentsShape) -> list[TimedRequest]:
-    """Make the agents' steps in order of arrival."""
+    """Make the requests in order of arrival."""
     rng = traffic.rng("agents")
-    popularity = Zipf(shape.agents, shape.skew)
-    waiting: Sessions[_Run] = Sessions()
+    prefix = f"agents.{traffic.seed}"
+    waiting: Sessions[_Session] = Sessions()
     requests: list[TimedRequest] = []
-    started = 0
-    for at_s in traffic.arrivals(rng):
-        run = waiting.take(at_s)
-        if run is None:
-            run = _Run(f"agents.{traffic.seed}.{started}")
-            started += 1
-            # Evenly over the sessions instead of by chance: some thousand requests then have the shares that are meant.
-            family = (started * _GOLDEN) % 1.0
-            tools = _tools(f"agents.{traffic.seed}.tools", family, shape, popularity.pick(rng))
-            task = Span(f"{run.name}.task", draw_tokens(rng, shape.task_tokens, shape.task_sigma, 16, 65_536))
-            run.messages += [Message("system", (tools,)), Message("user", (task,))]
-        step = f"{run.name}.{run.step}"
-        seen_tokens = draw_tokens(rng, shape.observation_tokens, shape.observation_sigma, 16, 65_536)
-        output_tokens = draw_tokens(rng, shape.answer_tokens, 0.7, 1, 2048)
+    for index, at_s in enumerate(traffic.arrivals(rng)):
+        # Evenly over the requests instead of by chance: some thousand then have the shares that are meant.
+        family = (index * _GOLDEN) % 1.0
+        task = Message("user", (Span(f"{prefix}.task.{index}", _task_tokens(rng, shape)),))
+        session: str | None = None
+        if family < shape.long_share:
+            messages = [_tools(f"{prefix}.long", shape.long_tokens), task]
+        elif family < shape.long_share + shape.short_share:
+            messages = [_tools(f"{prefix}.short", shape.short_tokens), task]
+        else:
+            run = waiting.take(at_s) or _new_session(f"{prefix}.{index}", rng, shape)
+            messages, session = [*run.messages, task], run.name
+            _go_on(run, messages, waiting, at_s, rng, shape)
+        output_tokens = _output_tokens(rng)
+        if session is not None:
+            messages_after = run.messages
+            messages_after.append(Message("assistant", (Span(f"{prefix}.answer.{index}", output_tokens),)))
         requests.append(
             TimedRequest(
                 at_s=at_s,
-                request_id=f"agents-{len(requests)}",
+                request_id=f"agents-{index}",
                 output_tokens=output_tokens,
-                messages=(*run.messages, Message("user", (Span(f"{step}.seen", seen_tokens),))),
-                session=run.name,
+                messages=tuple(messages),
+                session=session,
             )
         )
-        run.messages += [
-            Message("assistant", (Span(f"{step}.answer", output_tokens),)),
-            Message("user", (Span(f"{step}.note", shape.note_tokens),)),
-        ]
-        run.step += 1
-        if run.step < shape.max_steps and rng.random() < 1 - 1 / shape.steps_mean:
-            waiting.park(run, at_s + rng.expovariate(1) * shape.step_s)
     return requests
 
 
-def _tools(prefix: str, family: float, shape: AgentsShape, other: int) -> Span:
-    if family < shape.long_share:
-        return Span(f"{prefix}.long", shape.long_tokens)
-    if family < shape.long_share + shape.short_share:
-        return Span(f"{prefix}.short", shape.short_tokens)
-    return Span(f"{prefix}.{other}", shape.tools_tokens)
+def _tools(name: str, tokens: int) -> Message:
+    return Message("system", (Span(name, tokens),))
+
+
+def _new_session(name: str, rng: Random, shape: AgentsShape) -> _Session:
+    tokens = draw_tokens(rng, shape.document_tokens, shape.document_sigma, 330, _LONGEST_TOKENS)
+    return _Session(name, [Message("system", (Span(f"{name}.document", tokens),))])
+
+
+def _go_on(
+    run: _Session, messages: list[Message], waiting: Sessions[_Session], at_s: float, rng: Random, shape: AgentsShape
+) -> None:
+    """Let the session take another step later, or not."""
+    run.messages = list(messages)
+    run.step += 1
+    if run.step < shape.max_steps and rng.random() < 1 - 1 / shape.steps_mean:
+        waiting.park(run, at_s + rng.expovariate(1) * shape.step_s)
+
+
+def _task_tokens(rng: Random, shape: AgentsShape) -> int:
+    return draw_tokens(rng, shape.task_tokens, shape.task_sigma, 16, 8192)
+
+
+def _output_tokens(rng: Random) -> int:
+    """Half of the answers are a call, the other half a text."""
+    if rng.random() < 0.55:
+        return draw_tokens(rng, 22, 0.7, 1, 2000)
+    return draw_tokens(rng, 377, 0.55, 1, 2000)
