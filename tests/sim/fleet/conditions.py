@@ -1,5 +1,7 @@
 """What the tests of engines in simulated time share."""
 
+from collections.abc import Callable
+
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, Sequence
 from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.workloads.arrival import Arrival
@@ -22,6 +24,7 @@ class Log:
         self.first_s: dict[str, float] = {}
         self.finished_s: dict[str, float] = {}
         self.cached: dict[str, int] = {}
+        self.on_finished: Callable[[], None] = lambda: None
 
     def first_token(self, sequence: Sequence) -> None:
         name = sequence.arrival.request_id
@@ -33,6 +36,7 @@ class Log:
         name = sequence.arrival.request_id
         assert name in self.first_s and name not in self.finished_s
         self.finished_s[name] = self._loop.now_s
+        self.on_finished()
 
 
 def submit(loop: Loop, engine: Engine, request: Arrival) -> Sequence:
