@@ -35,6 +35,7 @@ class Log:
     def finished(self, sequence: Sequence) -> None:
         name = sequence.arrival.request_id
         assert name in self.first_s and name not in self.finished_s
+        assert sequence.cached_tokens == self.cached[name]
         self.finished_s[name] = self._loop.now_s
         self.on_finished()
 

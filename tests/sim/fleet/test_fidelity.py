@@ -1,5 +1,6 @@
 """The chunked engine does what the engine model does, whatever arrives."""
 
+import random
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -201,3 +202,33 @@ def cases(draw: st.DrawFn) -> tuple[EngineProfile, list[Happening]]:
 def test_it_does_what_the_engine_model_does(case: tuple[EngineProfile, list[Happening]]) -> None:
     seen = assert_alike(*case)
     event("preempts" if seen.num_preemptions else "does not preempt")
+
+
+@pytest.mark.parametrize("decade", range(4))
+def test_crowds_on_a_tight_cache(decade: int) -> None:
+    """Longer runs than the property test draws, in which decodes take each other's blocks all the time."""
+    num_preemptions = 0
+    for seed in range(10 * decade, 10 * decade + 10):
+        rng = random.Random(seed)
+        longest, most_new = rng.choice([(700, 600), (2_000, 600), (8_000, 1_500)])
+        least_blocks = -(-(longest + most_new) // CHUNK_TOKENS)
+        profile = EngineProfile(
+            max_num_batched_tokens=rng.choice([512, 2_048, 8_192]),
+            max_num_partial_prefills=rng.choice([1, 4]),
+            long_prefill_token_threshold=rng.choice([0, 300]),
+            num_kv_blocks=least_blocks + rng.randint(0, 2 * least_blocks),
+            block_size=CHUNK_TOKENS,
+        )
+        script = []
+        for index in range(60):
+            tokens = rng.randint(1, longest)
+            chunks = tuple(
+                (rng.randint(0, 1) if place == 0 else index + 10) * 1_000 + place
+                for place in range(tokens // CHUNK_TOKENS)
+            )
+            at_s = rng.uniform(0.0, 10.0)
+            script.append(Happening(at_s, arrival(f"r{index}", tokens, rng.randint(1, most_new), chunks)))
+            if rng.random() < 0.2:
+                script.append(Happening(at_s + rng.uniform(0.0, 30.0), aborted=f"r{index}"))
+        num_preemptions += assert_alike(profile, script).num_preemptions
+    assert num_preemptions > 100
