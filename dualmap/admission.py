@@ -48,7 +48,7 @@ class Admission:
         ahead_tokens: int,
         max_running: int,
         hold_kv_use: float,
-        preempt: PreemptRule = PreemptRule(),  # noqa: B008 - a value
+        preempt: PreemptRule = PreemptRule(),
         step_tokens: int = 8192,
     ) -> None:
         self._rule = rule

@@ -15,7 +15,7 @@ LONG = 100_000
 class Engine:
     """Jobs of an admission, and what was started and stopped of them."""
 
-    def __init__(self, preempt: PreemptRule = PreemptRule(), max_running: int = 256) -> None:  # noqa: B008 - a value
+    def __init__(self, preempt: PreemptRule = PreemptRule(), max_running: int = 256) -> None:
         self.admission = Admission(OrderRule(), 2048, max_running, 0.97, preempt)
         self.inside: list[Job] = []
         self.stopping: list[Job] = []

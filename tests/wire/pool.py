@@ -119,7 +119,7 @@ def route_call(
     charge: str = "c1",
     router: str = "r1",
     request: ChoiceRequest = ChoiceRequest(1000, 512.0, 5.0),  # noqa: B008 - a value
-    rule: ChoiceRule = ChoiceRule(),  # noqa: B008 - a value
+    rule: ChoiceRule = ChoiceRule(),
     hashes: Sequence[int] = (),
     key_depth: int = 0,
     split_version: int = 0,

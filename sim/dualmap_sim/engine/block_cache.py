@@ -85,6 +85,10 @@ class BlockCache:
         """The share of blocks in use."""
         return 1.0 - len(self._free) / self.num_blocks
 
+    def hashes(self) -> list[int]:
+        """Of the blocks that a prefix can be found in."""
+        return list(self._block_of)
+
     def match(self, hashes: Sequence[int]) -> int:
         """How many leading blocks of this chain are cached."""
         block_of = self._block_of

@@ -94,6 +94,14 @@ PROFILES: dict[str, EngineProfile] = {
             decode_step_s=0.024,
             decode_s_per_seq=0.0002,
         ),
+        # The prefill model that the DualMap paper estimates with: seconds a token as it prints them, nothing else.
+        # It states no decode speeds and no KV sizes: those are the default's.
+        EngineProfile(
+            name="paper-7b", prefill_request_s=0.0, prefill_s_per_token=160e-6, prefill_s_per_token2=0.0
+        ),
+        EngineProfile(
+            name="paper-14b", prefill_request_s=0.0, prefill_s_per_token=127e-6, prefill_s_per_token2=0.0
+        ),
         # For tests of everything around the engine: a thousand tokens take a few milliseconds.
         EngineProfile(
             name="fast",

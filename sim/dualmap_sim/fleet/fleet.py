@@ -7,14 +7,13 @@ from random import Random
 
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
+from dualmap_sim.fleet.engines import make_engine
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.fleet.policy import PlacementPolicy
-from dualmap_sim.fleet.prefix_cache import PrefixCache
 from dualmap_sim.fleet.rebalancer import SimRebalancer
 from dualmap_sim.fleet.router import Pool, Sight, Telemetry
-from dualmap_sim.fleet.serial import SerialEngine
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.fleet.state import Books, Charge
 from dualmap_sim.workloads.arrival import Arrival
@@ -54,19 +53,15 @@ class Fleet:
     def _instance(self, index: int) -> SimInstance:
         setup = self._setup
 
-        def make_engine(listener: EngineListener) -> Engine:
-            cache = PrefixCache(
-                setup.kv_blocks,
+        def engine(listener: EngineListener) -> Engine:
+            return make_engine(
+                setup, index, self.loop, listener,
                 stored=lambda chunk: self.pool.holders.add((chunk,), index),
                 evicted=lambda chunk: self.pool.holders.remove(chunk, index),
-            )
-            engine = SerialEngine(self.loop, cache, listener)
-            if setup.speed_factors:
-                engine.speed_factor = setup.speed_factors[index]
-            return engine
+            )  # fmt: skip
 
         return SimInstance(
-            index, self.loop, self, make_engine, setup.order, setup.preempt, setup.ahead_tokens, setup.max_running,
+            index, self.loop, self, engine, setup.order, setup.preempt, setup.ahead_tokens, setup.max_running,
             setup.step_tokens,
         )  # fmt: skip
 

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from dualmap.admission import Admission
 from dualmap.job import Job
-from dualmap.queue_order import OrderRule
 from dualmap.preempt import PreemptRule
+from dualmap.queue_order import OrderRule
 from dualmap.types import EngineLoad
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener, Sequence
 from dualmap_sim.fleet.flight import Choice, Flight
@@ -137,6 +137,7 @@ class SimInstance:
     # What the engine tells
 
     def first_token(self, sequence: Sequence) -> None:
+        """A prefill is over."""
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         flight.first_token_s = self._loop.now_s
@@ -147,6 +148,7 @@ class SimInstance:
         self.admit()
 
     def finished(self, sequence: Sequence) -> None:
+        """A last token is out."""
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         tokens = flight.arrival.input_tokens

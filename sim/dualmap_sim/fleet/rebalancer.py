@@ -70,7 +70,9 @@ class SimRebalancer:
             instance=str(instance.index),
             speed=speed,
             busy_s=max(admission.busy_s(now_s) - line.giving_way_s, 0.0),
-            queue=tuple(self._work(instance, job.queued(job.own_s(speed))) for job in admission.queue.values()),
+            queue=tuple(
+                self._work(instance, job.queued(job.own_s(speed))) for job in admission.queue.values()
+            ),
             accepts=not admission.held and not instance.draining,
         )
 

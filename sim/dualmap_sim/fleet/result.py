@@ -22,7 +22,9 @@ class Percentiles:
         if not values:
             return cls(0.0, 0.0, 0.0, 0.0)
         ranked = sorted(values)
-        return cls(*(ranked[min(int(share * len(ranked)), len(ranked) - 1)] for share in (0.5, 0.9, 0.99, 0.999)))
+        return cls(
+            *(ranked[min(int(share * len(ranked)), len(ranked) - 1)] for share in (0.5, 0.9, 0.99, 0.999))
+        )
 
 
 @dataclass(frozen=True, slots=True)

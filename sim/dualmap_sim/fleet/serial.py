@@ -47,24 +47,30 @@ class SerialEngine:
 
     @property
     def num_running(self) -> int:
+        """Sequences that hold KV blocks."""
         return len(self._decoding) + (self._current is not None)
 
     @property
     def num_waiting(self) -> int:
+        """Sequences that wait for room."""
         return len(self._waiting)
 
     @property
     def kv_use(self) -> float:
+        """Share of the blocks that sequences hold."""
         return self._cache.num_in_use / self._cache.num_blocks
 
     def cached_chunks(self, chunks: SequenceOf[int]) -> int:
+        """Leading chunks of a prompt that it holds."""
         return self._cache.match(chunks)
 
     def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
         self._waiting.append(sequence)
         self._start_next()
 
     def abort(self, sequence: Sequence) -> None:
+        """Take a sequence out; the chunks that it has computed by now stay cached."""
         if sequence is self._current:
             assert self._timer is not None
             self._timer.cancel()
@@ -80,6 +86,7 @@ class SerialEngine:
         self._start_next()
 
     def kill(self) -> list[Sequence]:
+        """Lose everything, and return the sequences that were inside."""
         lost = [*self._decoding, *([self._current] if self._current else []), *self._waiting]
         for timer in self._decoding.values():
             timer.cancel()

@@ -6,6 +6,7 @@ from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
 from dualmap.rebalance import RebalanceRule
 from dualmap.types import ChoiceRule, Slo
+from dualmap_sim.engine.profile import EngineProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class FleetSetup:
     order: OrderRule = OrderRule()
     preempt: PreemptRule = PreemptRule()
     rebalance: RebalanceRule | None = RebalanceRule()
-    model: str = "serial"
+    model: str | EngineProfile = "serial"
+    """What the engines are: `serial`, or chunked with a profile or the name of one; `kv_blocks` holds for all."""
     ahead_tokens: int = 0
     step_tokens: int = 0
     max_running: int = 256

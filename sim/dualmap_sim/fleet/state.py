@@ -156,7 +156,9 @@ class Books:
         load.decode_blocks -= charge.blocks
 
 
-def view(name: str, depth: int, feasible_s: float, infeasible_s: float, perf: Perf, now_s: float) -> InstanceView:
+def view(
+    name: str, depth: int, feasible_s: float, infeasible_s: float, perf: Perf, now_s: float
+) -> InstanceView:
     """One instance as a decision of the core sees it."""
     running = None
     # A prefill that has shown its first byte since telemetry came is no longer in the way.

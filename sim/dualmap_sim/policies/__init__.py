@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from dualmap.preempt import PreemptRule
-from dualmap.queue_order import OrderName, OrderRule
-from dualmap.types import ChoiceRule
+from dualmap.queue_order import OrderName
 from dualmap_sim.fleet.policy import PlacementPolicy
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.policies.core import CorePolicy
