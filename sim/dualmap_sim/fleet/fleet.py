@@ -10,7 +10,7 @@ from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
-from dualmap_sim.fleet.policy import PlacementPolicy
+from dualmap_sim.fleet.policy import FeedbackPolicy, PlacementPolicy
 from dualmap_sim.fleet.prefix_cache import PrefixCache
 from dualmap_sim.fleet.rebalancer import SimRebalancer
 from dualmap_sim.fleet.router import Pool, Sight, Telemetry
@@ -30,6 +30,7 @@ class Fleet:
         self.loop = Loop()
         self._setup = setup
         self._policy = policy
+        self._feedback = policy if isinstance(policy, FeedbackPolicy) else None
         self._rng = Random(setup.seed)
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
@@ -175,6 +176,8 @@ class Fleet:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.decodes(flight.charge)
+        if self._feedback is not None:
+            self._feedback.first_token(flight)
         if not flight.within_slo:
             self._late_left -= 1
             if self._late_left < 0:
@@ -185,3 +188,5 @@ class Fleet:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.ends(flight.charge)
+        if self._feedback is not None:
+            self._feedback.finished(flight)
