@@ -49,7 +49,7 @@ POLICIES: Mapping[str, PolicySpec] = {
     "power-of-two": PolicySpec(lambda setup: PowerOfTwo()),
     "consistent-hash": PolicySpec(lambda setup: ConsistentHash()),
     "chwbl": PolicySpec(lambda setup: BoundedLoadHash()),
-    "sglang": PolicySpec(lambda setup: SGLangCacheAware(setup.kv_blocks)),
+    "sglang": PolicySpec(lambda setup: SGLangCacheAware()),
     "preble": PolicySpec(lambda setup: Preble(setup.kv_blocks)),
     "mooncake": PolicySpec(lambda setup: Mooncake()),
     "llm-d": PolicySpec(lambda setup: LlmD()),

@@ -42,7 +42,9 @@ class Preble:
         index = self._choose(flight, sight, depths)
         speed = self._speed(flight, sight, index)
         self._window.allocate(now_s, index, chunks, depths[index], speed)
-        self._memory(index).add(chunks)
+        memory = self._memory(index)
+        memory.add(chunks)
+        memory.trim()
         return sight.choice(flight, index)
 
     def first_token(self, flight: Flight) -> None:
@@ -92,11 +94,8 @@ class Preble:
         """M + P: what would be evicted, and what would be computed."""
         arrival = flight.arrival
         cached = cached_tokens(arrival, depth)
-        evicted_s = 0.0
-        for chunk in self._memory(index).evicted_by(-(-arrival.input_tokens // CHUNK_TOKENS) - depth):
-            prefix = self._window.prefix(chunk)
-            if prefix is not None:
-                evicted_s += prefix.miss_rate * prefix.seconds
+        num_new = -(-arrival.input_tokens // CHUNK_TOKENS) - depth
+        evicted_s = self._window.lost_s(self._memory(index).evicted_by(num_new))
         speed = self._speed(flight, sight, index)
         return evicted_s + speed.prefill_s(arrival.input_tokens - cached, cached)
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dualmap.types import PrefillSpeed
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
@@ -33,19 +33,14 @@ class Prefix:
 
     __slots__ = ("count", "holders", "misses", "seconds", "ttfts")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, index: int, missed: bool) -> None:
         self.seconds = seconds
         """To prefill it."""
-        self.count = 0
-        self.misses = 0
-        self.holders: dict[int, int] = {}
+        self.count = 1
+        self.misses = int(missed)
+        self.holders = {index: 1}
         """How often it was given to each instance."""
         self.ttfts: deque[tuple[float, float]] = deque()
-
-    @property
-    def miss_rate(self) -> float:
-        """Share of its requests that had to compute it."""
-        return self.misses / self.count
 
     def ttft_doubled(self, now_s: float, window_s: float) -> bool:
         """The mean TTFT of the window's newer half is twice that of its older half, or more."""
@@ -76,33 +71,58 @@ class PrefixWindow:
     def allocate(self, now_s: float, index: int, chunks: Sequence[int], depth: int, speed: PrefillSpeed) -> None:
         """A prompt goes to an instance that holds `depth` of its chunks."""
         self._given.append((now_s, index, chunks, depth))
+        prefixes, new_s = self._prefixes, 0.0
         for place, chunk in enumerate(chunks):
-            prefix = self._prefixes.get(chunk)
+            missed = place >= depth
+            prefix = prefixes.get(chunk)
             if prefix is None:
                 seconds = speed.prefill_s(CHUNK_TOKENS, place * CHUNK_TOKENS) - speed.a_s
-                prefix = self._prefixes[chunk] = Prefix(seconds)
-            self._weigh(prefix, -1.0)
+                prefixes[chunk] = Prefix(seconds, index, missed)
+                new_s += missed * seconds
+                continue
             prefix.count += 1
-            prefix.misses += place >= depth
-            prefix.holders[index] = prefix.holders.get(index, 0) + 1
-            self._weigh(prefix, 1.0)
+            given = prefix.holders.get(index, 0)
+            if missed or not given:
+                self._weigh(prefix, -1.0)
+                prefix.misses += missed
+                prefix.holders[index] = given + 1
+                self._weigh(prefix, 1.0)
+            else:
+                prefix.holders[index] = given + 1
+        self._load_s[index] = self._load_s.get(index, 0.0) + new_s
 
     def expire(self, now_s: float) -> None:
         """Forget what was allocated before the window."""
         while self._given and self._given[0][0] < now_s - self._window_s:
             _, index, chunks, depth = self._given.popleft()
             for place, chunk in enumerate(chunks):
-                prefix = self._prefixes[chunk]
-                self._weigh(prefix, -1.0)
-                prefix.count -= 1
-                prefix.misses -= place >= depth
-                prefix.holders[index] -= 1
-                if not prefix.holders[index]:
-                    del prefix.holders[index]
-                if prefix.count:
-                    self._weigh(prefix, 1.0)
-                else:
-                    del self._prefixes[chunk]
+                self._withdraw(chunk, index, place >= depth)
+
+    def _withdraw(self, chunk: int, index: int, missed: bool) -> None:
+        prefix = self._prefixes[chunk]
+        prefix.count -= 1
+        if not prefix.count:
+            # Its one holder is this one.
+            self._load_s[index] -= prefix.misses * prefix.seconds
+            del self._prefixes[chunk]
+            return
+        given = prefix.holders[index]
+        self._weigh(prefix, -1.0)
+        prefix.misses -= missed
+        if given > 1:
+            prefix.holders[index] = given - 1
+        else:
+            del prefix.holders[index]
+        self._weigh(prefix, 1.0)
+
+    def lost_s(self, chunks: Iterable[int]) -> float:
+        """Prefill seconds of chunks, weighted by their miss rates; 0 for what nobody asked for in the window."""
+        prefixes, lost_s = self._prefixes, 0.0
+        for chunk in chunks:
+            prefix = prefixes.get(chunk)
+            if prefix is not None:
+                lost_s += prefix.misses / prefix.count * prefix.seconds
+        return lost_s
 
     def load_s(self, index: int) -> float:
         """Prefill seconds that the window's prefixes stand for on one instance."""

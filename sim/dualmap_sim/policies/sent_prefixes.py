@@ -34,6 +34,10 @@ class SentPrefixes:
         for chunk in reversed(chunks):
             known[chunk] = None
             known.move_to_end(chunk)
+
+    def trim(self) -> None:
+        """Drop what is over the bound."""
+        known = self._chunks
         while len(known) > self._max_chunks:
             known.popitem(last=False)
 

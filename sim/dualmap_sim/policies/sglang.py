@@ -2,8 +2,8 @@
 
 Source: BASELINES.md: match ratio > 0.5, imbalance when max - min > 32 and max > 1.0001 x min of the requests
 outstanding; approximate per-worker trees, bounded. The router knows only what it sent, not what engines hold.
-Not known: the bound's size and its pace of eviction (here as many chunks as the engine has blocks, at once), and ties:
-here the first instance.
+Not known: the bound's size and how often what is over it goes (here `MAX_CHUNKS`, once a minute; trees that were
+trimmed at once would all be equally large and the first instance always the smallest), and ties: here the first.
 """
 
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
@@ -15,17 +15,24 @@ from dualmap_sim.policies.sent_prefixes import SentPrefixes
 MATCH_RATIO = 0.5
 IMBALANCE_ABS = 32
 IMBALANCE_REL = 1.0001
+MAX_CHUNKS = 8192
+TRIM_EVERY_S = 60.0
 
 
 class SGLangCacheAware:
     """A tree per instance."""
 
-    def __init__(self, max_chunks: int) -> None:
+    def __init__(self, max_chunks: int = MAX_CHUNKS) -> None:
         self._max_chunks = max_chunks
+        self._trim_at_s = TRIM_EVERY_S
         self._trees: dict[int, SentPrefixes] = {}
 
     def place(self, flight: Flight, sight: Sight) -> Choice:
         """Choose, and remember what went there."""
+        if sight.now_s >= self._trim_at_s:
+            self._trim_at_s = sight.now_s + TRIM_EVERY_S
+            for tree in self._trees.values():
+                tree.trim()
         index = self._choose(flight, sight)
         self._tree(index).add(flight.arrival.chunks)
         return sight.choice(flight, index)

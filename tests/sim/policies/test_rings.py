@@ -1,0 +1,77 @@
+from collections import Counter
+
+from dualmap_sim.policies.chwbl import BoundedLoadHash
+from dualmap_sim.policies.consistent_hash import ConsistentHash
+from dualmap_sim.policies.ring import MemberRing, prefix_ring_key
+from dualmap_sim.policies.skywalker import SkyWalkerHash
+from tests.sim.policies.sights import HandMade, flight
+
+
+def test_two_chunks_are_the_key_and_load_is_not() -> None:
+    pool, policy = HandMade(8), ConsistentHash()
+    owner = policy.place(flight((1, 2, 3)), pool.sight).index
+    for _ in range(50):
+        pool.pending(owner)
+    assert policy.place(flight((1, 2, 99, 98)), pool.sight).index == owner
+    owners = {policy.place(flight((1, second)), pool.sight).index for second in range(10, 60)}
+    assert owners == set(range(8))
+
+
+def test_one_chunk_is_a_key_too() -> None:
+    pool, policy = HandMade(8), ConsistentHash(num_chunks=1)
+    assert len({policy.place(flight((1, second)), pool.sight).index for second in range(50)}) == 1
+
+
+def test_a_member_that_leaves_takes_only_its_keys_along() -> None:
+    pool, policy = HandMade(4), ConsistentHash()
+    before = [policy.place(flight((key,)), pool.sight).index for key in range(200)]
+    pool.pool.change_members({0: 1.0, 1: 1.0, 3: 1.0})
+    after = [policy.place(flight((key,)), pool.sight).index for key in range(200)]
+    assert 2 in before
+    assert 2 not in after
+    assert all(new == old for new, old in zip(after, before, strict=True) if old != 2)
+
+
+def test_a_walk_meets_each_member_once() -> None:
+    pool = HandMade(8)
+    assert sorted(MemberRing().walk(12345, pool.sight)) == list(range(8))
+
+
+def test_chwbl_passes_on_what_is_over_the_bound() -> None:
+    pool, policy = HandMade(4), BoundedLoadHash()
+    request = flight((1, 2))
+    first, second, *_ = MemberRing().walk(prefix_ring_key(request.arrival), pool.sight)
+    placed: Counter[int] = Counter()
+    for _ in range(40):
+        index = policy.place(request, pool.sight).index
+        placed[index] += 1
+        pool.pending(index)
+    assert placed.most_common(1)[0] == (first, 13)  # 1.25 x 40 / 4, rounded up
+    assert placed[second] == 13
+    assert sum(placed.values()) == 40
+
+
+def test_chwbl_stays_while_the_load_is_within_the_bound() -> None:
+    pool, policy = HandMade(4), BoundedLoadHash()
+    request = flight((1, 2))
+    owner = policy.place(request, pool.sight).index
+    for index in range(4):
+        pool.decoding(index, 10)
+    pool.decoding(owner, 2)
+    assert policy.place(request, pool.sight).index == owner
+    pool.decoding(owner, 3)
+    assert policy.place(request, pool.sight).index != owner
+
+
+def test_skywalker_ch_rings_on_the_session_then_the_tenant_then_the_prefix() -> None:
+    pool, policy = HandMade(8), SkyWalkerHash()
+
+    def owner(chunk: int, **whose: str) -> int:
+        choice = policy.place(flight((chunk, chunk + 1), **whose), pool.sight)  # type: ignore[arg-type]
+        assert choice is not None
+        return choice.index
+
+    assert len({owner(chunk, session="s") for chunk in range(40)}) == 1
+    assert len({owner(chunk, tenant="t") for chunk in range(40)}) == 1
+    assert len({owner(1, session=f"s{number}", tenant="t") for number in range(40)}) == 8
+    assert len({owner(chunk) for chunk in range(40)}) == 8
