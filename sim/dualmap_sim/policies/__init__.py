@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from dualmap.preempt import PreemptRule
-from dualmap.queue_order import OrderName, OrderRule
-from dualmap.types import ChoiceRule
+from dualmap.queue_order import OrderName
 from dualmap_sim.fleet.policy import PlacementPolicy
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.policies.aibrix_prefix import AIBrixPrefix
@@ -59,7 +57,11 @@ POLICIES: Mapping[str, PolicySpec] = {
     "aibrix-prefix": PolicySpec(lambda setup: AIBrixPrefix()),
     "lmetric": PolicySpec(lambda setup: LMetric()),
 }
-"""Every policy by name, with the order that it was published with."""
+"""Every policy by name, with the order that it was published with; `with_policy` pairs any with any order.
+
+`least-loaded` and `cache-affinity` are the core's: load is booked prefill seconds, where BASELINES.md counts pending
+uncached tokens.
+"""
 
 
 def with_policy(setup: FleetSetup, name: str, order: OrderName | None = None) -> FleetSetup:

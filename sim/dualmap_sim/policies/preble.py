@@ -1,13 +1,16 @@
-"""Preble's E2: exploit where the prefix is when it is most of the prompt, else explore by load, eviction and prefill.
+"""Preble's E2: exploit where the prefix is when it is most of the prompt, else explore.
 
-Source: BASELINES.md, with its window of 3 minutes. If cached > uncached tokens: of the instances that hold the
-longest match, the least load L. Else argmin L + M + P: L = sum over the window's prefixes of miss rate x count x
-prefill time / holders + running x median output x median TPOT; M = prefill time, weighted by miss rate, of what LRU
-would evict; P = prefill of the missed tokens. Rebalance: an exploit that would go to the highest load goes to the lowest
-when that load is 1.5 x the lowest or more. Replicate: where the matched prefix's mean TTFT doubled between the window's
-halves, its next request goes to the least load among those without it; its TTFTs are then counted anew.
-Not known: whether `running` counts what waits for its prefill (here it does not), how many requests make a
-mean (here one), the miss rate of what nobody asked for within the window (here 0), and ties: here the first instance.
+Source: BASELINES.md, with its window of 3 minutes.
+* Exploit if cached > uncached tokens: of the instances that hold the longest match, the least load L.
+* Else argmin L + M + P. L = sum over the window's prefixes of miss rate x count x prefill time / holders, plus running
+  x median output x median TPOT; M = prefill time, weighted by miss rate, of what LRU would evict; P = prefill of the
+  missed tokens.
+* Rebalance: an exploit that would go to the highest load goes to the lowest if the highest is 1.5 x that or more.
+* Replicate: where the matched prefix's mean TTFT doubled between the window's halves, its next request goes to the
+  least load among those without it; its TTFTs are then counted anew.
+
+Not known: whether `running` counts what waits for its prefill (here it does not), how many requests make a mean (here
+one), the miss rate of what nobody asked for within the window (here 0), and ties (here the first instance).
 """
 
 from collections.abc import Mapping, Sequence

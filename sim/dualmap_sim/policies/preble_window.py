@@ -68,7 +68,9 @@ class PrefixWindow:
         self._given: deque[tuple[float, int, Sequence[int], int]] = deque()
         self._load_s: dict[int, float] = {}
 
-    def allocate(self, now_s: float, index: int, chunks: Sequence[int], depth: int, speed: PrefillSpeed) -> None:
+    def allocate(
+        self, now_s: float, index: int, chunks: Sequence[int], depth: int, speed: PrefillSpeed
+    ) -> None:
         """A prompt goes to an instance that holds `depth` of its chunks."""
         self._given.append((now_s, index, chunks, depth))
         prefixes, new_s = self._prefixes, 0.0

@@ -48,7 +48,11 @@ class HandMade:
 
 
 def flight(
-    chunks: Sequence[int] = (), tail_tokens: int = 0, at_s: float = 0.0, tenant: str = "", session: str | None = None
+    chunks: Sequence[int] = (),
+    tail_tokens: int = 0,
+    at_s: float = 0.0,
+    tenant: str = "",
+    session: str | None = None,
 ) -> Flight:
     """A request whose prompt is these chunks and some tokens more."""
     tokens = 512 * len(chunks) + tail_tokens or 1

@@ -136,13 +136,13 @@ def test_rebalances_from_one_and_a_half_times_the_lowest(others_chunks: int, exp
     assert place(policy, pool, flight((*PROMPT, 7))) == expected
 
 
-def test_replicates_a_prefix_that_became_slow_once() -> None:
+@pytest.mark.parametrize(("newer_s", "expected"), [(1.9, [0, 0]), (2.0, [2, 0])])
+def test_replicates_a_prefix_that_became_slow_once(newer_s: float, expected: list[int]) -> None:
     pool, policy = HandMade(3, speed=SPEED), Preble(840)
-    for start in (100, 200, 300):
-        place(policy, pool, flight(range(start, start + 10)))
+    for start, num in ((100, 10), (200, 9), (300, 8)):
+        place(policy, pool, flight(range(start, start + num)))
     policy.first_token(answered(flight(PROMPT), 10.0, 1.0))
-    assert place(policy, pool, flight((*PROMPT, 1)), 100.0) == 0
-    policy.first_token(answered(flight(PROMPT), 110.0, 2.0))
-    pool.decoding(1)
-    assert place(policy, pool, flight((*PROMPT, 2)), 120.0) == 1
-    assert policy._window.prefix(PROMPT[-1]).ttfts == type(policy._window.prefix(PROMPT[-1]).ttfts)()  # type: ignore[union-attr]
+    policy.first_token(answered(flight(PROMPT), 110.0, newer_s))
+    # Once: the second finds the TTFTs counted anew.
+    placed = [policy.place(flight((*PROMPT, last)), pool.at(120.0)).index for last in (1, 2)]
+    assert placed == expected
