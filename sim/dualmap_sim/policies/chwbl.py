@@ -1,11 +1,9 @@
 """Consistent hashing with bounded loads, as KubeAI has it: the first on the ring that is not too loaded.
 
 Source: BASELINES.md: next ring position while load > 1.25 x mean; load is requests outstanding.
-Not known: whether load and mean count the request itself. Here both do, as the algorithm's own bound does, and the
-bound is rounded up, so that an idle pool takes its first request.
+Not known: whether load and mean count the request itself (here both do), and who takes it when it would be too much
+for everybody, as in a pool that is nearly idle: here the owner of its key.
 """
-
-import math
 
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.router import Sight
@@ -24,11 +22,10 @@ class BoundedLoadHash:
         self._ring = MemberRing()
 
     def place(self, flight: Flight, sight: Sight) -> Choice:
-        """The first in ring order with room under the bound; some instance always has."""
+        """The first in ring order with room under the bound."""
         usable = sight.usable
         total = sum(num_requests(sight.loads[index]) for index in usable) + 1
-        bound = math.ceil(self._factor * total / len(usable))
-        key = prefix_ring_key(flight.arrival, self._num_chunks)
-        walk = self._ring.walk(key, sight)
-        chosen = next(index for index in walk if num_requests(sight.loads[index]) + 1 <= bound)
-        return sight.choice(flight, chosen)
+        bound = self._factor * total / len(usable)
+        walk = list(self._ring.walk(prefix_ring_key(flight.arrival, self._num_chunks), sight))
+        fits = (index for index in walk if num_requests(sight.loads[index]) + 1 <= bound)
+        return sight.choice(flight, next(fits, walk[0]))

@@ -2,7 +2,8 @@
 
 Source: BASELINES.md; overlap weight 1 and the softmax at temperature 0, its defaults. The prefill blocks are what the
 instance would have to compute with this request on it: its own uncached ones and those that still wait there.
-Not known: whether blocks shared by decoding requests count once (here each request's own prompt counts).
+Not known: whether a request's blocks are active from its placement or from its first token (here from its placement:
+it will decode there), and whether blocks that requests share count once (here each request's prompt counts).
 """
 
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
@@ -23,6 +24,6 @@ class Dynamo:
         def cost(index: int) -> float:
             load = sight.loads[index]
             tokens = load.pending_tokens + uncached_tokens(arrival, depths[index])
-            return OVERLAP_WEIGHT * tokens / CHUNK_TOKENS + load.decode_blocks
+            return OVERLAP_WEIGHT * tokens / CHUNK_TOKENS + load.kv_blocks
 
         return sight.choice(flight, min(sight.usable, key=cost))

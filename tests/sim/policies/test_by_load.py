@@ -4,6 +4,7 @@ import pytest
 
 from dualmap_sim.policies.dynamo import Dynamo
 from dualmap_sim.policies.lmetric import LMetric
+from dualmap_sim.policies.measures import cached_tokens, uncached_tokens
 from dualmap_sim.policies.mooncake import Mooncake
 from dualmap_sim.policies.power_of_two import PowerOfTwo
 from tests.sim.policies.sights import HandMade, flight
@@ -57,10 +58,12 @@ def test_mooncake_counts_late_work_too() -> None:
     [
         (0, 0, 0, 0),
         (0, 0, 3, 1),
-        (2 * 512, 0, 3, 1),  # 2 + 7 blocks against 10
-        (4 * 512, 0, 3, 0),
+        (512, 0, 3, 1),  # 7 to prefill, 1 more that waits, and the 1 that it holds: against 10
+        (2 * 512, 0, 3, 0),
         (0, 2, 3, 1),
         (0, 4, 3, 0),
+        (0, 4, 5, 1),
+        (0, 6, 5, 0),
     ],
 )
 def test_dynamo_adds_blocks_to_prefill_and_blocks_that_decode(
@@ -69,17 +72,40 @@ def test_dynamo_adds_blocks_to_prefill_and_blocks_that_decode(
     pool = HandMade(2)
     pool.holds(1, PROMPT[:depth])
     if pending_tokens:
-        pool.pending(1, tokens=pending_tokens)
+        pool.pending(1, tokens=pending_tokens, blocks=pending_tokens // 512)
     if decode_blocks:
         pool.decoding(1, blocks=decode_blocks)
     assert Dynamo().place(flight(PROMPT), pool.sight).index == expected
 
 
-def test_lmetric_multiplies_tokens_by_requests() -> None:
+@pytest.mark.parametrize(
+    ("pending_tokens", "decoding", "expected"),
+    [
+        (0, 2, 0),  # 5120 x 3 against 11120 x 2
+        (0, 4, 1),  # 5120 x 5
+        (20_000, 0, 1),
+    ],
+)
+def test_lmetric_multiplies_tokens_by_requests(pending_tokens: int, decoding: int, expected: int) -> None:
     pool = HandMade(2)
-    # (0 + 5120) x (2 + 1) against (6000 + 5120) x (1 + 0 + 0): the second has fewer requests but more tokens.
-    pool.decoding(0, 2)
+    pool.decoding(0, decoding)
+    if pending_tokens:
+        pool.pending(0, tokens=pending_tokens)
     pool.pending(1, tokens=6000)
-    assert LMetric().place(flight(PROMPT), pool.sight).index == 0
-    pool.decoding(0, 2)
+    assert LMetric().place(flight(PROMPT), pool.sight).index == expected
+
+
+def test_lmetric_counts_the_request_itself() -> None:
+    pool = HandMade(2)
+    # An idle instance still costs its prefill: 5120 x 1 against 1024 x 2.
+    pool.holds(1, PROMPT[:8])
+    pool.decoding(1)
     assert LMetric().place(flight(PROMPT), pool.sight).index == 1
+
+
+@pytest.mark.parametrize(("tail_tokens", "cached"), [(0, 5119), (1, 5120), (500, 5120)])
+def test_the_last_token_is_always_computed(tail_tokens: int, cached: int) -> None:
+    arrival = flight(PROMPT, tail_tokens).arrival
+    assert cached_tokens(arrival, 10) == cached
+    assert uncached_tokens(arrival, 10) == arrival.input_tokens - cached
+    assert cached_tokens(arrival, 0) == 0

@@ -141,6 +141,12 @@ def test_replicates_a_prefix_that_became_slow_once(newer_s: float, expected: lis
     pool, policy = HandMade(3, speed=SPEED), Preble(840)
     for start, num in ((100, 10), (200, 9), (300, 8)):
         place(policy, pool, flight(range(start, start + num)))
+    # Of those without it, although the holder has the least load of all.
+    pool.decoding(1)
+    pool.decoding(2)
+    done = answered(flight(), 1.0, 0.5)
+    done.finished_s = 91.0
+    policy.finished(done)
     policy.first_token(answered(flight(PROMPT), 10.0, 1.0))
     policy.first_token(answered(flight(PROMPT), 110.0, newer_s))
     # Once: the second finds the TTFTs counted anew.

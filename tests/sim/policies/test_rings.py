@@ -1,5 +1,6 @@
-from collections import Counter
+import pytest
 
+from dualmap_sim.fleet.flight import Flight
 from dualmap_sim.policies.chwbl import BoundedLoadHash
 from dualmap_sim.policies.consistent_hash import ConsistentHash
 from dualmap_sim.policies.ring import MemberRing, prefix_ring_key
@@ -13,6 +14,8 @@ def test_two_chunks_are_the_key_and_load_is_not() -> None:
     for _ in range(50):
         pool.pending(owner)
     assert policy.place(flight((1, 2, 99, 98)), pool.sight).index == owner
+    assert policy.place(flight((1, 2)), pool.sight).index == owner
+    assert {policy.place(flight((1, 2, third)), pool.sight).index for third in range(50)} == {owner}
     owners = {policy.place(flight((1, second)), pool.sight).index for second in range(10, 60)}
     assert owners == set(range(8))
 
@@ -37,30 +40,38 @@ def test_a_walk_meets_each_member_once() -> None:
     assert sorted(MemberRing().walk(12345, pool.sight)) == list(range(8))
 
 
-def test_chwbl_passes_on_what_is_over_the_bound() -> None:
-    pool, policy = HandMade(4), BoundedLoadHash()
-    request = flight((1, 2))
-    first, second, *_ = MemberRing().walk(prefix_ring_key(request.arrival), pool.sight)
-    placed: Counter[int] = Counter()
-    for _ in range(40):
-        index = policy.place(request, pool.sight).index
-        placed[index] += 1
-        pool.pending(index)
-    assert placed.most_common(1)[0] == (first, 13)  # 1.25 x 40 / 4, rounded up
-    assert placed[second] == 13
-    assert sum(placed.values()) == 40
+def ring_order(pool: HandMade, request: Flight) -> list[int]:
+    return list(MemberRing().walk(prefix_ring_key(request.arrival), pool.sight))
 
 
-def test_chwbl_stays_while_the_load_is_within_the_bound() -> None:
-    pool, policy = HandMade(4), BoundedLoadHash()
-    request = flight((1, 2))
-    owner = policy.place(request, pool.sight).index
-    for index in range(4):
-        pool.decoding(index, 10)
-    pool.decoding(owner, 2)
-    assert policy.place(request, pool.sight).index == owner
-    pool.decoding(owner, 3)
-    assert policy.place(request, pool.sight).index != owner
+@pytest.mark.parametrize(
+    ("loads", "expected"),
+    [
+        ((4, 5, 5, 5), 0),  # 5 of 20: under 1.25 x 5
+        ((5, 5, 5, 4), 0),
+        ((6, 5, 5, 5), 1),  # 7 over 1.25 x 5.5: the next on the ring
+        ((6, 8, 5, 2), 2),
+        ((9, 9, 9, 0), 3),
+        ((0, 0, 0, 0), 0),  # 1 is over 1.25 / 4 everywhere: the owner
+    ],
+)
+def test_chwbl_passes_on_what_is_over_the_bound(loads: tuple[int, ...], expected: int) -> None:
+    pool, request = HandMade(4), flight((1, 2))
+    order = ring_order(pool, request)
+    for place, num in enumerate(loads):
+        pool.decoding(order[place], num)
+    assert BoundedLoadHash().place(request, pool.sight).index == order[expected]
+
+
+def test_chwbl_counts_the_request_itself() -> None:
+    pool, request = HandMade(4), flight((1, 2))
+    owner, *others = ring_order(pool, request)
+    # 5 with it, of 16: exactly 1.25 x 4.
+    for index, num in zip((owner, *others), (4, 4, 4, 3), strict=True):
+        pool.decoding(index, num)
+    assert BoundedLoadHash().place(request, pool.sight).index == owner
+    pool.decoding(owner)
+    assert BoundedLoadHash().place(request, pool.sight).index == others[0]
 
 
 def test_skywalker_ch_rings_on_the_session_then_the_tenant_then_the_prefix() -> None:
