@@ -11,7 +11,7 @@ from dualmap_sim.fleet.engines import make_engine
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
-from dualmap_sim.fleet.policy import PlacementPolicy
+from dualmap_sim.fleet.policy import FeedbackPolicy, PlacementPolicy
 from dualmap_sim.fleet.rebalancer import SimRebalancer
 from dualmap_sim.fleet.router import Pool, Sight, Telemetry
 from dualmap_sim.fleet.setup import FleetSetup
@@ -29,6 +29,7 @@ class Fleet:
         self.loop = Loop()
         self._setup = setup
         self._policy = policy
+        self._feedback = policy if isinstance(policy, FeedbackPolicy) else None
         self._rng = Random(setup.seed)
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
@@ -170,6 +171,8 @@ class Fleet:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.decodes(flight.charge)
+        if self._feedback is not None:
+            self._feedback.first_token(flight)
         if not flight.within_slo:
             self._late_left -= 1
             if self._late_left < 0:
@@ -180,3 +183,5 @@ class Fleet:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.ends(flight.charge)
+        if self._feedback is not None:
+            self._feedback.finished(flight)

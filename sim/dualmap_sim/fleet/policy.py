@@ -1,6 +1,6 @@
 """What the fleet asks of a placement policy."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.router import Sight
@@ -11,3 +11,14 @@ class PlacementPolicy(Protocol):
 
     def place(self, flight: Flight, sight: Sight) -> Choice | None:
         """Choose an instance; None lets the request wait at its router, and be asked for again every 100 ms."""
+
+
+@runtime_checkable
+class FeedbackPolicy(Protocol):
+    """A policy that also learns from what becomes of the requests."""
+
+    def first_token(self, flight: Flight) -> None:
+        """The prefill is over."""
+
+    def finished(self, flight: Flight) -> None:
+        """The last token is out."""

@@ -6,8 +6,18 @@ from dataclasses import dataclass, replace
 from dualmap.queue_order import OrderName
 from dualmap_sim.fleet.policy import PlacementPolicy
 from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.policies.aibrix_prefix import AIBrixPrefix
+from dualmap_sim.policies.chwbl import BoundedLoadHash
+from dualmap_sim.policies.consistent_hash import ConsistentHash
 from dualmap_sim.policies.core import CorePolicy
+from dualmap_sim.policies.dynamo import Dynamo
+from dualmap_sim.policies.llm_d import LlmD
 from dualmap_sim.policies.lmetric import LMetric
+from dualmap_sim.policies.mooncake import Mooncake
+from dualmap_sim.policies.power_of_two import PowerOfTwo
+from dualmap_sim.policies.preble import Preble
+from dualmap_sim.policies.sglang import SGLangCacheAware
+from dualmap_sim.policies.skywalker import SkyWalker, SkyWalkerHash
 
 __all__ = ["POLICIES", "PolicySpec", "make_policy", "with_policy"]
 
@@ -34,9 +44,24 @@ POLICIES: Mapping[str, PolicySpec] = {
     "round-robin": PolicySpec(_core("round-robin")),
     "least-loaded": PolicySpec(_core("least-loaded")),
     "cache-affinity": PolicySpec(_core("cache-affinity")),
+    "power-of-two": PolicySpec(lambda setup: PowerOfTwo()),
+    "consistent-hash": PolicySpec(lambda setup: ConsistentHash()),
+    "chwbl": PolicySpec(lambda setup: BoundedLoadHash()),
+    "sglang": PolicySpec(lambda setup: SGLangCacheAware()),
+    "preble": PolicySpec(lambda setup: Preble(setup.kv_blocks)),
+    "mooncake": PolicySpec(lambda setup: Mooncake()),
+    "llm-d": PolicySpec(lambda setup: LlmD()),
+    "dynamo": PolicySpec(lambda setup: Dynamo()),
+    "skywalker": PolicySpec(lambda setup: SkyWalker()),
+    "skywalker-ch": PolicySpec(lambda setup: SkyWalkerHash()),
+    "aibrix-prefix": PolicySpec(lambda setup: AIBrixPrefix()),
     "lmetric": PolicySpec(lambda setup: LMetric()),
 }
-"""Every policy by name, with the order that it was published with."""
+"""Every policy by name, with the order that it was published with; `with_policy` pairs any with any order.
+
+`least-loaded` and `cache-affinity` are the core's: load is booked prefill seconds, where BASELINES.md counts pending
+uncached tokens.
+"""
 
 
 def with_policy(setup: FleetSetup, name: str, order: OrderName | None = None) -> FleetSetup:
