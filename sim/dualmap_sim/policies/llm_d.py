@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.router import Sight
-from dualmap_sim.policies.measures import cached_tokens, expected
+from dualmap_sim.policies.measures import cached_tokens, fcfs_ttft_s
 
 PREFIX_WEIGHT = 3.0
 QUEUE_WEIGHT = 2.0
@@ -55,10 +55,7 @@ class LlmD:
         longest = max(depths[index] for index in usable)
         if longest * CHUNK_TOKENS < STICKY_SHARE * flight.arrival.input_tokens:
             return usable
-        ttft_s = {}
-        for index in usable:
-            seen = expected(flight, sight, index, depths[index])
-            ttft_s[index] = seen.load_s + seen.own_s
+        ttft_s = fcfs_ttft_s(flight, sight, depths)
         sticky = [index for index in usable if depths[index] == longest]
         penalty_s = min(ttft_s[index] for index in sticky) - min(ttft_s.values())
         return usable if penalty_s > MAX_TTFT_PENALTY_S else sticky

@@ -1,6 +1,5 @@
 import pytest
 
-from dualmap_sim.fleet.state import Charge
 from dualmap_sim.policies.aibrix_prefix import AIBrixPrefix
 from dualmap_sim.policies.llm_d import MAX_TTFT_PENALTY_S, LlmD
 from dualmap_sim.policies.sent_prefixes import SentPrefixes
@@ -175,11 +174,10 @@ def test_skywalker_matches_prefixes_among_the_free() -> None:
     assert choice.index == 2
 
 
-def test_what_is_prefilled_is_not_pending_to_skywalker() -> None:
-    pool = HandMade(1)
-    charge: Charge = pool.pending(0)
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is None
-    pool.perfs[0].running = charge
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is not None
+def test_what_decodes_is_not_pending_to_skywalker() -> None:
+    pool = HandMade(2)
     pool.pending(0)
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is None
+    pool.decoding(1, 20)
+    choice = SkyWalker().place(flight(PROMPT), pool.sight)
+    assert choice is not None
+    assert choice.index == 1
