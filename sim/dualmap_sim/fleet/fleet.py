@@ -155,6 +155,9 @@ class Fleet:
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
         choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
+        key = self.pool.key(flight.arrival)
+        if target not in self.pool.candidates(key):
+            self.pool.outposts.put(key, self.pool.names[target])
         self._dispatch(flight, replace(choice, backup=source.index))
         return True
 
