@@ -6,10 +6,12 @@ runs hopeless ones only while nobody else waits, shortest first, and stops one a
 be in time arrives.
 
 What it is not: it does not know what will arrive, so it is no optimum of the offline problem, and serving
-shortest-first is a heuristic (Moore and Hodgson's rule for one machine also looks at deadlines). It starves the hopeless
-without bound: its tail is no promise. It pools like `pool-late-last`, with the same reservation about one engine.
+shortest-first is a heuristic (Moore and Hodgson's rule for one machine also looks at deadlines). It starves the
+hopeless without bound: its tail is no promise. It pools like `pool-late-last`, with the same reservation about one
+engine.
 """
 
+import itertools
 from collections.abc import Sequence as SequenceOf
 from heapq import heappop, heappush
 
@@ -36,6 +38,7 @@ class OfflineOrder:
         self._profile = model_profile(setup)
         self._engine = make_engine(setup, 0, self._loop, self, lambda chunk: None, lambda chunk: None)
         self.flights: list[Flight] = []
+        self._number = itertools.count()
         self._hopeful: list[tuple[float, int, Flight]] = []
         self._hopeless: list[tuple[float, int, Flight]] = []
         self._current: Flight | None = None
@@ -59,7 +62,7 @@ class OfflineOrder:
         slo_s = self._setup.slo.for_prompt(arrival.input_tokens) if arrival.slo_s is None else arrival.slo_s
         flight = Flight(arrival, slo_s, 0, Choice(0, Reason.ONLY, True, 0.0, 0))
         self.flights.append(flight)
-        heappush(self._hopeful, (self._own_s(flight), len(self.flights), flight))
+        heappush(self._hopeful, (self._own_s(flight), next(self._number), flight))
         if self._current is not None and self._current_hopeless and self._can_be_in_time(flight):
             self._stop(self._current)
         self._next()
@@ -106,7 +109,7 @@ class OfflineOrder:
         assert sequence is not None
         self._engine.abort(sequence)
         flight.preemptions += 1
-        heappush(self._hopeless, (self._own_s(flight), flight.preemptions, flight))
+        heappush(self._hopeless, (self._own_s(flight), next(self._number), flight))
         self._current = None
 
     def _can_be_in_time(self, flight: Flight) -> bool:

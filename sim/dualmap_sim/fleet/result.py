@@ -92,13 +92,17 @@ class RunResult:
     """TTFT at evenly spaced shares of the requests that saw a first token."""
 
 
+def _default_cold_s(prompt_tokens: int) -> float:
+    return DEFAULT_SPEED.prefill_s(prompt_tokens, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Measures:
     """What a run's requests are held against."""
 
     fixed: Slo = FIXED_SLO
     scaled: Slo = SCALED_SLO
-    cold_s: Callable[[int], float] = partial(DEFAULT_SPEED.prefill_s, cached_tokens=0)
+    cold_s: Callable[[int], float] = _default_cold_s
     """Seconds that a prompt of so many tokens takes alone."""
 
     @classmethod
