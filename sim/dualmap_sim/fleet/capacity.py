@@ -64,11 +64,14 @@ def find_capacity(
     """The highest rate at which `attempt` succeeds, within a relative tolerance, and its run.
 
     From the guess on it takes steps by a factor until it has passed the capacity. 0.0 and None when no rate down
-    to a thousandth of the guess will do.
+    to a thousandth of the guess will do; a hundred times the guess and its run when that succeeds, as it does when a
+    workload is so short that it is one burst.
     """
     low, high, best = 0.0, guess_req_s, None
     while (result := attempt(high)) is not None:
         low, best, high = high, result, high * step
+        if low >= guess_req_s * 100.0:
+            return low, best
     if best is None:
         low = high / step
         while (best := attempt(low)) is None:

@@ -24,7 +24,7 @@ def need_plots() -> None:
 def case_plots(prefix: str, representative: Sequence[Run], curve: Sequence[Run], share: float) -> list[Plot]:
     """The plots of one case: `representative` has a run per policy, `curve` several rates of each."""
     need_plots()
-    from dualmap_sim.study import plots  # noqa: PLC0415
+    from dualmap_sim.study import plots
 
     runs = sorted(representative, key=lambda run: run.task.subject.name != DEFAULT_POLICY)[:_MOST_ROWS]
     where = runs[0].task.source.name

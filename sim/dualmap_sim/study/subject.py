@@ -12,6 +12,7 @@ from dualmap_sim.policies import POLICIES, with_policy
 DEFAULT_POLICY = "dualmap"
 NAMES: Sequence[str] = (*POLICIES, *BOUNDS)
 """Everything that can be run by name."""
+_TYPICAL_TOKENS = 8_000
 SHIPPING = ("sglang", "llm-d", "dynamo", "aibrix-prefix", "chwbl", "preble")
 """The rules of routers that are in use."""
 
@@ -52,7 +53,7 @@ def _aligned(setup: FleetSetup) -> FleetSetup:
     return setup if rule is None else replace(setup, rebalance=replace(rule, order=setup.order))
 
 
-def with_slo(setup: FleetSetup, slo: Slo, typical_tokens: int) -> FleetSetup:
+def with_slo(setup: FleetSetup, slo: Slo, typical_tokens: int = _TYPICAL_TOKENS) -> FleetSetup:
     """The same fleet under another SLO; its rebalancer calls hot what makes a typical prompt late."""
     rule = setup.rebalance
     if rule is not None:
