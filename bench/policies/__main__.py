@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import xxhash
+
 from bench.policies.cells import Cells
 from bench.policies.config import Config, Part, make_config
-
 from dualmap_sim.study.comparison import Measured, curves, verdict
 from dualmap_sim.study.report import case_plots
 from dualmap_sim.study.runs import Run, RunTask

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 import xxhash
-from bench.policies.config import Config
 
+from bench.policies.config import Config
 from dualmap_sim.fleet.capacity import Capacity
 from dualmap_sim.study.capacities import CapacityTask, find_all
 from dualmap_sim.study.comparison import Case, Measured
