@@ -1,9 +1,10 @@
 """A simulated fleet: routers, instances and a rebalancer over one loop, and a workload that runs through."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
@@ -34,7 +35,7 @@ class Fleet:
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
         self._next_router = 0
-        names = tuple(f"i{index}" for index in range(setup.num_instances))
+        names = setup.names or tuple(f"i{index}" for index in range(setup.num_instances))
         self.instances = [self._instance(index) for index in range(setup.num_instances)]
         weights = [1.0] * setup.num_instances
         telemetry = Telemetry(
@@ -130,9 +131,19 @@ class Fleet:
         for books in self._books(flight.router):
             books.book(charge)
         self.pool.holders.add(arrival.chunks, choice.index)
+        self._after_hop(self._enqueue, flight, choice)
+
+    def _enqueue(self, flight: Flight, choice: Choice) -> None:
         self.instances[choice.index].enqueue(flight, choice)
         if self._rebalancer is not None:
             self._rebalancer.wake()
+
+    def _after_hop(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call when what is sent now has arrived; at once where hops take no time."""
+        if self._setup.hop_s:
+            self.loop.after(self._setup.hop_s, callback, *args)
+        else:
+            callback(*args)
 
     def _books(self, router: int) -> list[Books]:
         """Where a router's own bookings go: the shared books, and its own where it keeps some."""
@@ -150,13 +161,16 @@ class Fleet:
         flight = source.take(request_id)
         if flight is None:
             return False
-        assert flight.choice is not None
+        self._after_hop(self._moved, flight, source, target)
+        return True
+
+    def _moved(self, flight: Flight, source: SimInstance, target: int) -> None:
+        """Its router hears of it, and sends it on."""
         self._release(flight)
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
         choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
         self._dispatch(flight, replace(choice, backup=source.index))
-        return True
 
     def _forget_expected(self, source: SimInstance, arrival: Arrival) -> None:
         """What was expected of a prompt that will not be computed there."""
@@ -167,6 +181,11 @@ class Fleet:
 
     def first_token(self, flight: Flight) -> None:
         """Its charge goes, its blocks stay."""
+        assert flight.first_token_s is not None
+        flight.first_token_s += self._setup.hop_s
+        self._after_hop(self._first_token, flight)
+
+    def _first_token(self, flight: Flight) -> None:
         self._release(flight)
         assert flight.charge is not None
         for books in self._books(flight.router):
@@ -180,6 +199,9 @@ class Fleet:
 
     def finished(self, flight: Flight) -> None:
         """It is over."""
+        self._after_hop(self._finished, flight)
+
+    def _finished(self, flight: Flight) -> None:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.ends(flight.charge)

@@ -35,3 +35,8 @@ class FleetSetup:
     seed: int = 0
     speed_factors: tuple[float, ...] = field(default=())
     """Per instance, how many times slower than its profile; empty for 1."""
+    names: tuple[str, ...] = ()
+    """Of the instances, as the rings know them; empty for i0, i1, ..."""
+    hop_s: float = 0.0
+    """From a router's decision to the worker's queue, from the first token to the client and the router's books, and
+    from a queue back to the router for a request that moves."""

@@ -1,0 +1,90 @@
+"""What is run: one policy at one rate, on the same fleet and workload on both sides."""
+
+from dataclasses import dataclass, replace
+
+from dualmap.prefix import chunk_hashes, prefix_seed
+from dualmap.types import ChoiceRule, Slo
+from dualmap_sim.engine import EngineProfile
+from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.workloads import TimedRequest, Traffic, make_workload
+from dualmap_sim.workloads.arrival import Arrival
+
+POLICIES = ("dualmap", "least-loaded", "round-robin")
+RATES_REQ_S = (3.0, 4.0, 5.0)
+WALL_REQ_S = 4.0
+"""More than this, on two cores, would measure the cores."""
+
+NUM_INSTANCES = 8
+NUM_ROUTERS = 2
+SLO_S = 4.0
+KV_BLOCKS = 110
+PROFILE = EngineProfile(block_size=512, num_kv_blocks=KV_BLOCKS)
+POOL = "fidelity"
+_SHAPE = {
+    "system_tokens": 512,
+    "document_tokens": 12_000,
+    "max_document_tokens": 40_000,
+    "answer_tokens": 24,
+    "questions_mean": 4.0,
+    "pause_s": 15.0,
+}
+# The live services' defaults, which the simulated ones are given.
+_AHEAD_TOKENS = 2048
+TELEMETRY_S = 0.1
+PASS_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One comparison; the first `warm_up` requests are not counted."""
+
+    policy: str
+    rate_req_s: float
+    warm_up: int
+    count: int
+    seed: int = 1
+
+    @property
+    def time_scale(self) -> float:
+        """Model seconds a second, such that requests come at `WALL_REQ_S`."""
+        return WALL_REQ_S / self.rate_req_s
+
+    def requests(self) -> list[TimedRequest]:
+        """Questions about long documents, as completions: there a router's chunk is just an engine's block."""
+        traffic = Traffic(self.rate_req_s, self.warm_up + self.count, seed=self.seed)
+        return [
+            replace(request, messages=(), prompt=tuple(request.spans()))
+            for request in make_workload("documents", traffic, _SHAPE)
+        ]
+
+    def arrivals(self, requests: list[TimedRequest]) -> list[Arrival]:
+        """The same with the very chunk hashes that the routers compute, and so the same keys and candidates."""
+        seed = prefix_seed(POOL)
+        return [
+            Arrival(
+                at_s=request.at_s,
+                request_id=request.request_id,
+                input_tokens=request.input_tokens,
+                output_tokens=request.output_tokens,
+                chunks=tuple(chunk_hashes("".join(s.text() for s in request.prompt).encode(), seed)),
+            )
+            for request in requests
+        ]
+
+    def setup(self, hop_s: float) -> FleetSetup:
+        """The simulated fleet, under the live services' own settings; a hop takes `hop_s` on the wall's clock."""
+        return FleetSetup(
+            num_instances=NUM_INSTANCES,
+            kv_blocks=KV_BLOCKS,
+            slo=Slo(SLO_S),
+            policy=self.policy,
+            choice=ChoiceRule(policy=self.policy),
+            model=PROFILE,
+            ahead_tokens=_AHEAD_TOKENS,
+            step_tokens=PROFILE.max_num_batched_tokens,
+            max_running=PROFILE.max_num_seqs,
+            num_routers=NUM_ROUTERS,
+            telemetry_s=TELEMETRY_S,
+            names=tuple(f"worker-{number}" for number in range(1, NUM_INSTANCES + 1)),
+            hop_s=hop_s * self.time_scale,
+        )
