@@ -1,10 +1,19 @@
 """A cell on the live system: two routers, simulated engines, a rebalancer and a real Valkey, as processes."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.fidelity.cell import KV_BLOCKS, NUM_INSTANCES, NUM_ROUTERS, PASS_S, POOL, PROFILE, SLO_S, TELEMETRY_S, Cell
+from bench.fidelity.cell import (
+    KV_BLOCKS,
+    NUM_INSTANCES,
+    NUM_ROUTERS,
+    PASS_S,
+    POOL,
+    PROFILE,
+    SLO_S,
+    TELEMETRY_S,
+    Cell,
+)
 from bench.fidelity.outcome import Seen
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
 from dualmap_cli.stack import Stack, StackOptions
@@ -21,7 +30,7 @@ class LiveRunError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """Every request's outcome, in order of arrival, and how busy the machine was; wall-clock seconds."""
+    """Every request's outcome, in order of arrival, and how busy the machine was."""
 
     seen: list[Seen]
     busy_share: float
@@ -40,38 +49,37 @@ class LiveRun:
 
 
 def _options(cell: Cell) -> StackOptions:
-    scale = cell.time_scale
     return StackOptions(
         routers=NUM_ROUTERS,
         workers=NUM_INSTANCES,
-        time_scale=scale,
         slo_s=SLO_S,
         pool=POOL,
         engine_flags=(
-            "--model", _MODEL, "--block-size", str(PROFILE.block_size), "--kv-blocks", str(KV_BLOCKS),
-        ),  # fmt: skip
+            "--model",
+            _MODEL,
+            "--block-size",
+            str(PROFILE.block_size),
+            "--kv-blocks",
+            str(KV_BLOCKS),
+        ),
         # No bound: the simulated routers turn nobody away.
         router_flags={"policy": cell.policy, "max_wait_s": 0},
-        # What the stack does not scale by itself.
-        worker_flags={"report_period_s": TELEMETRY_S / scale},
-        rebalancer_flags={"period_s": PASS_S / scale},
+        worker_flags={"report_period_s": TELEMETRY_S},
+        rebalancer_flags={"period_s": PASS_S},
     )
 
 
 async def run_live(cell: Cell, requests: list[TimedRequest]) -> LiveRun:
     """Start the system, replay the workload through both routers in turn, stop the system."""
-    scale = cell.time_scale
     async with Stack(_options(cell)) as stack:
-        options = LoadOptions(
-            model=_MODEL, time_scale=scale, slo=Slo(ttft_s=SLO_S), extra_body={"ignore_eos": True}
-        )
+        options = LoadOptions(model=_MODEL, slo=Slo(ttft_s=SLO_S), extra_body={"ignore_eos": True})
         before = _cpu_ticks()
         result = await run_load(requests, stack.router_urls, options)
         busy, total = (after - start for after, start in zip(_cpu_ticks(), before, strict=True))
     return LiveRun(
         [_seen(record) for record in result.records],
         busy_share=busy / max(total, 1),
-        lag_p99_s=(result.report.lag_s.p99 or 0.0) / scale,
+        lag_p99_s=result.report.lag_s.p99 or 0.0,
     )
 
 
@@ -93,8 +101,3 @@ def _cpu_ticks() -> tuple[int, int]:
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = ticks[3] + ticks[4]
     return sum(ticks) - idle, sum(ticks)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -96,7 +96,12 @@ def _new_session(name: str, rng: Random, shape: AgentsShape) -> _Session:
 
 
 def _go_on(
-    run: _Session, messages: list[Message], waiting: Sessions[_Session], at_s: float, rng: Random, shape: AgentsShape
+    run: _Session,
+    messages: list[Message],
+    waiting: Sessions[_Session],
+    at_s: float,
+    rng: Random,
+    shape: AgentsShape,
 ) -> None:
     """Let the session take another step later, or not."""
     run.messages = list(messages)
