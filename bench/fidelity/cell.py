@@ -34,7 +34,9 @@ _SHAPE = {
 }
 # The live services' defaults, which the simulated ones are given.
 _AHEAD_TOKENS = 2048
-TELEMETRY_S = 0.1
+REPORT_S = 0.1
+_TELEMETRY_S = 0.02
+"""How old news gets: workers report every `REPORT_S`, and at once after a change, if no sooner than this again."""
 PASS_S = 0.1
 
 
@@ -70,8 +72,8 @@ class Cell:
             for request in requests
         ]
 
-    def setup(self, hop_s: float) -> FleetSetup:
-        """The simulated fleet, under the live services' own settings."""
+    def setup(self, seed: int) -> FleetSetup:
+        """The simulated fleet, under the live services' own settings; `seed` draws what hops take."""
         return FleetSetup(
             num_instances=NUM_INSTANCES,
             kv_blocks=KV_BLOCKS,
@@ -83,7 +85,8 @@ class Cell:
             step_tokens=PROFILE.max_num_batched_tokens,
             max_running=PROFILE.max_num_seqs,
             num_routers=NUM_ROUTERS,
-            telemetry_s=TELEMETRY_S,
+            telemetry_s=_TELEMETRY_S,
             names=tuple(f"worker-{number}" for number in range(1, NUM_INSTANCES + 1)),
-            hop_s=hop_s,
+            hop_s=HOP_S,
+            seed=seed,
         )

@@ -10,8 +10,8 @@ from bench.fidelity.cell import (
     PASS_S,
     POOL,
     PROFILE,
+    REPORT_S,
     SLO_S,
-    TELEMETRY_S,
     Cell,
 )
 from bench.fidelity.outcome import Seen
@@ -64,7 +64,7 @@ def _options(cell: Cell) -> StackOptions:
         ),
         # No bound: the simulated routers turn nobody away.
         router_flags={"policy": cell.policy, "max_wait_s": 0},
-        worker_flags={"report_period_s": TELEMETRY_S},
+        worker_flags={"report_period_s": REPORT_S},
         rebalancer_flags={"period_s": PASS_S},
     )
 

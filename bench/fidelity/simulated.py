@@ -7,9 +7,9 @@ from dualmap_sim.policies import make_policy
 from dualmap_sim.workloads import TimedRequest
 
 
-def run_simulated(cell: Cell, requests: list[TimedRequest], hop_s: float) -> list[Seen]:
+def run_simulated(cell: Cell, requests: list[TimedRequest], seed: int) -> list[Seen]:
     """Every request's outcome, in order of arrival."""
-    setup = cell.setup(hop_s)
+    setup = cell.setup(seed)
     fleet = Fleet(setup, make_policy(setup))
     fleet.run(cell.arrivals(requests))
     seen = []

@@ -32,6 +32,7 @@ class Fleet:
         self._policy = policy
         self._feedback = policy if isinstance(policy, FeedbackPolicy) else None
         self._rng = Random(setup.seed)
+        self._hop_rng = Random(f"hops/{setup.seed}")
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
         self._next_router = 0
@@ -64,7 +65,7 @@ class Fleet:
 
         return SimInstance(
             index, self.loop, self, engine, setup.order, setup.preempt, setup.ahead_tokens, setup.max_running,
-            setup.step_tokens,
+            setup.step_tokens, hop=self._hop if setup.hop_s else None,
         )  # fmt: skip
 
     def run(self, arrivals: Sequence[Arrival], most_late: int | None = None) -> bool:
@@ -141,9 +142,13 @@ class Fleet:
     def _after_hop(self, callback: Callable[..., None], *args: Any) -> None:
         """Call when what is sent now has arrived; at once where hops take no time."""
         if self._setup.hop_s:
-            self.loop.after(self._setup.hop_s, callback, *args)
+            self.loop.after(self._hop(), callback, *args)
         else:
             callback(*args)
+
+    def _hop(self) -> float:
+        """Seconds that the next hop takes."""
+        return self._setup.hop_s * self._hop_rng.expovariate(1.0)
 
     def _books(self, router: int) -> list[Books]:
         """Where a router's own bookings go: the shared books, and its own where it keeps some."""
@@ -169,6 +174,8 @@ class Fleet:
         self._release(flight)
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
+        # The route function books it: under round-robin that takes a turn.
+        self.pool.turn += 1
         choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
         self._dispatch(flight, replace(choice, backup=source.index))
 
@@ -181,11 +188,6 @@ class Fleet:
 
     def first_token(self, flight: Flight) -> None:
         """Its charge goes, its blocks stay."""
-        assert flight.first_token_s is not None
-        flight.first_token_s += self._setup.hop_s
-        self._after_hop(self._first_token, flight)
-
-    def _first_token(self, flight: Flight) -> None:
         self._release(flight)
         assert flight.charge is not None
         for books in self._books(flight.router):
@@ -199,9 +201,6 @@ class Fleet:
 
     def finished(self, flight: Flight) -> None:
         """It is over."""
-        self._after_hop(self._finished, flight)
-
-    def _finished(self, flight: Flight) -> None:
         assert flight.charge is not None
         for books in self._books(flight.router):
             books.ends(flight.charge)

@@ -28,7 +28,8 @@ class FleetSetup:
     max_running: int = 256
     num_routers: int = 1
     telemetry_s: float = 0.1
-    """How old telemetry gets before it is read again."""
+    """How old telemetry gets before it is read again. Workers report soon after a change: 0.02 is as `bench.fidelity`
+    finds the services."""
     sync_s: float = 0.0
     """How old a router's view of the others' bookings gets; 0 is one set of books for all."""
     noise: float = 0.0
@@ -38,5 +39,5 @@ class FleetSetup:
     names: tuple[str, ...] = ()
     """Of the instances, as the rings know them; empty for i0, i1, ..."""
     hop_s: float = 0.0
-    """From a router's decision to the worker's queue, from the first token to the client and the router's books, and
-    from a queue back to the router for a request that moves."""
+    """Mean of what processes and networks take, exponential: from a router's decision to the worker's queue, from the
+    engine's first token to the worker and the client, from a queue back to the router for a request that moves."""
