@@ -18,7 +18,7 @@ simulated one is unscaled; scaled, the live system begins with wrong estimates t
 NUM_INSTANCES = 8
 NUM_ROUTERS = 2
 SLO_S = 5.0
-KV_BLOCKS = 140
+KV_BLOCKS = 200
 """Of 512 tokens, as everything that the simulator has: so few that documents are evicted between two questions."""
 HOP_S = 0.0035
 """A hop of the live system on loopback, as this bench measures it."""
@@ -26,10 +26,10 @@ PROFILE = EngineProfile(block_size=512, num_kv_blocks=KV_BLOCKS)
 POOL = "fidelity"
 _SHAPE = {
     "system_tokens": 512,
-    "document_tokens": 16_000,
+    "document_tokens": 12_000,
     "max_document_tokens": 50_000,
     "answer_tokens": 24,
-    "questions_mean": 8.0,
+    "questions_mean": 2.0,
     "pause_s": 15.0,
 }
 # The live services' defaults, which the simulated ones are given.

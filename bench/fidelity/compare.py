@@ -52,6 +52,8 @@ class Comparison(msgspec.Struct, frozen=True):
     """As this run shows it: what the simulator was given, and half of what like requests took longer than there."""
     busy_share: float
     doubt: str | None
+    seen: list[Seen]
+    """Every request in the live system, in order of arrival, the warm-up's too."""
 
     @property
     def agrees(self) -> bool:
@@ -81,6 +83,7 @@ def compare(cell: Cell, requests: list[TimedRequest], live: LiveRun) -> Comparis
         hop_s=HOP_S + median(_extra_s(live.seen, run) for run in runs) / 2,
         busy_share=live.busy_share,
         doubt=live.doubt,
+        seen=live.seen,
     )
 
 
