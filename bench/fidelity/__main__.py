@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,9 @@ _WARM_UP, _COUNT = 60, 300
 _QUICK_WARM_UP, _QUICK_COUNT = 40, 120
 
 
-async def _run(cells: list[Cell]) -> list[Comparison]:
-    comparisons = []
+async def _run(cells: list[Cell], done: Callable[[list[Comparison]], None]) -> list[Comparison]:
+    """Cell by cell; `done` is called after each."""
+    comparisons: list[Comparison] = []
     for number, cell in enumerate(cells, 1):
         print(
             f"{number} of {len(cells)}: {cell.policy} at {cell.rate_req_s:g}/s ...",
@@ -27,6 +29,7 @@ async def _run(cells: list[Cell]) -> list[Comparison]:
         )
         requests = cell.requests()
         comparisons.append(compare(cell, requests, await run_live(cell, requests)))
+        done(comparisons)
     return comparisons
 
 
@@ -48,12 +51,10 @@ def main() -> None:
         for rate in rates
     ]
     machine = this_machine()
-    comparisons = asyncio.run(_run(cells))
-    print(
-        f"{machine.date}  {machine.cpu}, {machine.cores} cores shared by all; load {machine.load_before:.1f} before"
-    )
-    print(text(comparisons))
-    if given.json is not None:
+
+    def write(comparisons: list[Comparison]) -> None:
+        if given.json is None:
+            return
         whole = {
             "machine": machine,
             "limit": LIMIT,
@@ -62,6 +63,12 @@ def main() -> None:
             "comparisons": comparisons,
         }
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
+
+    comparisons = asyncio.run(_run(cells, write))
+    print(
+        f"{machine.date}  {machine.cpu}, {machine.cores} cores shared by all; load {machine.load_before:.1f} before"
+    )
+    print(text(comparisons))
 
 
 if __name__ == "__main__":
