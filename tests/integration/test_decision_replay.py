@@ -62,7 +62,7 @@ async def test_a_live_trace_replays_to_the_same_decisions() -> None:
         try:
             await record_decisions(redis)
             options = StackOptions(
-                workers=NUM_WORKERS, pool=POOL, redis_url=store.url, time_scale=8.0, slo_s=1.5
+                workers=NUM_WORKERS, pool=POOL, redis_url=store.url, time_scale=6.0, slo_s=1.5
             )
             async with Stack(options) as stack:
                 result = await replay(stack, requests)
@@ -87,7 +87,7 @@ async def test_a_live_trace_replays_to_the_same_decisions() -> None:
     assert reasons.keys() >= {"affinity", "load", "escape", "policy"}
     # Real ones: over work on the books, prefixes held, prefills seen to run, and keys of several lengths.
     views = [view for one in routed for view in one.views.values()]
-    assert sum(view.feasible_s > 0.0 for view in views) > NUM_REQUESTS
+    assert sum(view.feasible_s > 0.0 for view in views) > NUM_REQUESTS / 2
     assert sum(view.owned_chunks > 1 for view in views) > NUM_REQUESTS / 4
     assert sum(view.running is not None for view in views) > NUM_REQUESTS / 2
     assert len({one.call.key_depth for one in routed}) > 1
@@ -97,13 +97,13 @@ def workload() -> list[TimedRequest]:
     """Questions about documents under one system prompt, policies in turn; chunks are whole, so keys are known."""
     shape = {
         "system_tokens": 512,
-        "document_tokens": 4000,
+        "document_tokens": 6000,
         "max_document_tokens": 16_000,
         "answer_tokens": 4,
         "questions_mean": 4.0,
         "pause_s": 10.0,
     }
-    made = make_workload("documents", Traffic(rate_req_s=2.0, count=NUM_REQUESTS, seed=3), shape)
+    made = make_workload("documents", Traffic(rate_req_s=3.0, count=NUM_REQUESTS, seed=3), shape)
     return [
         replace(
             request,
