@@ -36,6 +36,11 @@ class Range(msgspec.Struct, frozen=True):
         """Within the limit."""
         return abs(self.difference) <= LIMIT
 
+    @property
+    def is_chance(self) -> bool:
+        """The live one is among the simulated ones: another draw could as well agree."""
+        return self.low <= self.live <= self.high
+
 
 class Comparison(msgspec.Struct, frozen=True):
     """One cell, compared."""
@@ -51,6 +56,7 @@ class Comparison(msgspec.Struct, frozen=True):
     hop_s: float
     """As this run shows it: what the simulator was given, and half of what like requests took longer than there."""
     busy_share: float
+    own_share: float
     doubt: str | None
     seen: list[Seen]
     """Every request in the live system, in order of arrival, the warm-up's too."""
@@ -82,6 +88,7 @@ def compare(cell: Cell, requests: list[TimedRequest], live: LiveRun) -> Comparis
         ),
         hop_s=HOP_S + median(_extra_s(live.seen, run) for run in runs) / 2,
         busy_share=live.busy_share,
+        own_share=live.own_share,
         doubt=live.doubt,
         seen=live.seen,
     )

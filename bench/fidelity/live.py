@@ -1,7 +1,8 @@
 """A cell on the live system: two routers, simulated engines, a rebalancer and a real Valkey, as processes."""
 
+import os
+import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.fidelity.cell import (
     KV_BLOCKS,
@@ -15,6 +16,7 @@ from bench.fidelity.cell import (
     Cell,
 )
 from bench.fidelity.outcome import Seen
+from bench.router.clocks import cpu_s, machine_time
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.workloads import TimedRequest
@@ -35,6 +37,8 @@ class LiveRun:
     seen: list[Seen]
     busy_share: float
     """Of all cores, by whatever runs here."""
+    own_share: float
+    """Of all cores, by this system and its load generator."""
     lag_p99_s: float
     """How late the generator sent."""
 
@@ -42,7 +46,7 @@ class LiveRun:
     def doubt(self) -> str | None:
         """Why the machine may have been measured instead."""
         if self.busy_share > _BUSY_LIMIT:
-            return f"all cores were {self.busy_share:.0%} busy"
+            return f"all cores were {self.busy_share:.0%} busy, {self.own_share:.0%} by this system"
         if self.lag_p99_s > _LAG_LIMIT_S:
             return f"requests left up to {self.lag_p99_s * 1e3:.0f} ms late (p99)"
         return None
@@ -73,12 +77,14 @@ async def run_live(cell: Cell, requests: list[TimedRequest]) -> LiveRun:
     """Start the system, replay the workload through both routers in turn, stop the system."""
     async with Stack(_options(cell)) as stack:
         options = LoadOptions(model=_MODEL, slo=Slo(ttft_s=SLO_S), extra_body={"ignore_eos": True})
-        before = _cpu_ticks()
+        began_s, before, own_before_s = time.monotonic(), machine_time(), _own_cpu_s(stack)
         result = await run_load(requests, stack.router_urls, options)
-        busy, total = (after - start for after, start in zip(_cpu_ticks(), before, strict=True))
+        busy_share = machine_time().share_since(before)
+        own_s, wall_s = _own_cpu_s(stack) - own_before_s, time.monotonic() - began_s
     return LiveRun(
         [_seen(record) for record in result.records],
-        busy_share=busy / max(total, 1),
+        busy_share=busy_share,
+        own_share=own_s / wall_s / (os.cpu_count() or 1),
         lag_p99_s=result.report.lag_s.p99 or 0.0,
     )
 
@@ -96,8 +102,8 @@ def _seen(record: RequestRecord) -> Seen:
     )
 
 
-def _cpu_ticks() -> tuple[int, int]:
-    """(busy, all) ticks of all cores since the machine's start."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = ticks[3] + ticks[4]
-    return sum(ticks) - idle, sum(ticks)
+def _own_cpu_s(stack: Stack) -> float:
+    """CPU seconds of the system's processes and of this one."""
+    assert stack.store is not None
+    pids = [os.getpid(), stack.store.pid, *(child.pid for child in stack.children.values())]
+    return sum(cpu_s(pid) for pid in pids)

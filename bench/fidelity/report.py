@@ -15,7 +15,7 @@ _TITLES = {
 
 def table(comparisons: Sequence[Comparison]) -> list[str]:
     """One line per cell: live, simulated and their difference, measure by measure."""
-    rows = [("policy", "req/s", *_TITLES.values(), "moves", "escapes", "alike", "cores busy")]
+    rows = [("policy", "req/s", *_TITLES.values(), "moves", "escapes", "alike", "cores busy (own)")]
     rows += [
         (
             one.policy,
@@ -24,7 +24,7 @@ def table(comparisons: Sequence[Comparison]) -> list[str]:
             f"{one.live.moves} {_spread([run.moves for run in one.simulated])}",
             f"{one.live.escapes} {_spread([run.escapes for run in one.simulated])}",
             f"{one.alike_share:.0%}",
-            f"{one.busy_share:.0%}",
+            f"{one.busy_share:.0%} ({one.own_share:.0%})",
         )
         for one in comparisons
     ]
@@ -48,6 +48,7 @@ def text(comparisons: Sequence[Comparison]) -> str:
     lines += [f"doubt: {one.policy} at {one.rate_req_s:g}/s: {one.doubt}" for one in comparisons if one.doubt]
     apart = [
         f"{one.policy} at {one.rate_req_s:g}/s: {_TITLES[measure.name]} {_shown(measure)}"
+        + (", within the range of the simulator's own runs" if measure.is_chance else "")
         for one in comparisons
         for measure in one.ranges
         if not measure.agrees
