@@ -1,11 +1,12 @@
 """A simulated fleet: routers, instances and a rebalancer over one loop, and a workload that runs through."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
 from random import Random
+from typing import Any
 
 from dualmap.prefix_key import PrefixCounts
 from dualmap.types import Reason
@@ -43,12 +44,13 @@ class Fleet:
         self._policy = policy
         self._feedback = policy if isinstance(policy, FeedbackPolicy) else None
         self._rng = Random(setup.seed)
+        self._hop_rng = Random(f"hops/{setup.seed}")
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
         self._late_left: int | None = None
         self._due: list[tuple[float, int, Flight]] = []
         self._next_router = 0
-        names = tuple(f"i{index}" for index in range(setup.num_instances))
+        names = setup.names or tuple(f"i{index}" for index in range(setup.num_instances))
         self.instances = [self._instance(index) for index in range(setup.num_instances)]
         weights = [1.0] * setup.num_instances
         telemetry = Telemetry(
@@ -79,7 +81,7 @@ class Fleet:
 
         return SimInstance(
             index, self.loop, self, engine, setup.order, setup.preempt, setup.ahead_tokens, setup.max_running,
-            setup.step_tokens,
+            setup.step_tokens, hop=self._hop if setup.hop_s else None,
         )  # fmt: skip
 
     def run(self, arrivals: Sequence[Arrival], most_late: int | None = None) -> bool:
@@ -160,9 +162,23 @@ class Fleet:
         for books in self._books(flight.router):
             books.book(charge)
         self.pool.holders.add(arrival.chunks, choice.index)
+        self._after_hop(self._enqueue, flight, choice)
+
+    def _enqueue(self, flight: Flight, choice: Choice) -> None:
         self.instances[choice.index].enqueue(flight, choice)
         if self._rebalancer is not None:
             self._rebalancer.wake()
+
+    def _after_hop(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call when what is sent now has arrived; at once where hops take no time."""
+        if self._setup.hop_s:
+            self.loop.after(self._hop(), callback, *args)
+        else:
+            callback(*args)
+
+    def _hop(self) -> float:
+        """Seconds that the next hop takes."""
+        return self._setup.hop_s * self._hop_rng.expovariate(1.0)
 
     def _books(self, router: int) -> list[Books]:
         """Where a router's own bookings go: the shared books, and its own where it keeps some."""
@@ -180,16 +196,21 @@ class Fleet:
         flight = source.take(request_id)
         if flight is None:
             return False
-        assert flight.choice is not None
+        self._after_hop(self._moved, flight, source, target)
+        return True
+
+    def _moved(self, flight: Flight, source: SimInstance, target: int) -> None:
+        """Its router hears of it, and sends it on."""
         self._release(flight)
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
+        # The route function books it: under round-robin that takes a turn.
+        self.pool.turn += 1
         choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
         key = self.pool.key(flight.arrival)
         if target not in self.pool.candidates(key):
             self.pool.outposts.put(key, self.pool.names[target])
         self._dispatch(flight, replace(choice, backup=source.index))
-        return True
 
     def _forget_expected(self, source: SimInstance, arrival: Arrival) -> None:
         """What was expected of a prompt that will not be computed there."""

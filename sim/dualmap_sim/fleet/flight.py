@@ -41,6 +41,8 @@ class Flight:
     moves: int = 0
     escaped: bool = False
     preemptions: int = 0
+    told_s: float = 0.0
+    """When its worker hears of the engine's first token."""
     first_token_s: float | None = None
     finished_s: float | None = None
     refused: bool = False

@@ -41,7 +41,9 @@ class SimInstance:
         max_running: int,
         step_tokens: int,
         stop_delay_s: float = 0.0,
+        hop: Callable[[], float] | None = None,
     ) -> None:
+        """`hop` draws the seconds until the worker hears from its engine; None for none."""
         self.index = index
         self._loop = loop
         self._ground = ground
@@ -50,6 +52,7 @@ class SimInstance:
             order, ahead_tokens, max_running, hold_kv_use=0.97, preempt=preempt, step_tokens=step_tokens
         )
         self._stop_delay_s = stop_delay_s
+        self._hop = hop
         self._again: Timer | None = None
         self.flights: dict[str, Flight] = {}
         self.alive = True
@@ -138,6 +141,24 @@ class SimInstance:
 
     def first_token(self, sequence: Sequence) -> None:
         """A prefill is over."""
+        if self._hop is None:
+            self._first_byte(sequence)
+            return
+        flight = sequence.context
+        assert isinstance(flight, Flight)
+        flight.told_s = self._loop.now_s + self._hop()
+        self._loop.at(flight.told_s, self._first_byte, sequence)
+
+    def finished(self, sequence: Sequence) -> None:
+        """A last token is out."""
+        if self._hop is None:
+            self._last_byte(sequence)
+            return
+        flight = sequence.context
+        assert isinstance(flight, Flight)
+        self._loop.at(max(flight.told_s, self._loop.now_s + self._hop()), self._last_byte, sequence)
+
+    def _first_byte(self, sequence: Sequence) -> None:
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         flight.first_token_s = self._loop.now_s
@@ -147,8 +168,7 @@ class SimInstance:
         self._ground.first_token(flight)
         self.admit()
 
-    def finished(self, sequence: Sequence) -> None:
-        """A last token is out."""
+    def _last_byte(self, sequence: Sequence) -> None:
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         tokens = flight.arrival.input_tokens

@@ -54,7 +54,8 @@ class Pool:
     holders: Holders = field(default_factory=Holders)
     outposts: Outposts = field(default_factory=Outposts)
     index_of: dict[str, int] = field(default_factory=dict)
-    turn: int = 0
+    turn: int = -1
+    """Of the last decision: the first one's is 0, as in the store."""
     _pairs: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod

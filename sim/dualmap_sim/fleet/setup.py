@@ -34,10 +34,16 @@ class FleetSetup:
     max_running: int = 256
     num_routers: int = 1
     telemetry_s: float = 0.1
-    """How old telemetry gets before it is read again."""
+    """How old telemetry gets before it is read again. Workers report soon after a change: 0.02 is as `bench.fidelity`
+    finds the services."""
     sync_s: float = 0.0
     """How old a router's view of the others' bookings gets; 0 is one set of books for all."""
     noise: float = 0.0
     seed: int = 0
     speed_factors: tuple[float, ...] = field(default=())
     """Per instance, how many times slower than its profile; empty for 1."""
+    names: tuple[str, ...] = ()
+    """Of the instances, as the rings know them; empty for i0, i1, ..."""
+    hop_s: float = 0.0
+    """Mean of what processes and networks take, exponential: from a router's decision to the worker's queue, from the
+    engine's first token to the worker and the client, from a queue back to the router for a request that moves."""
