@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 
 from bench.policies.cells import Cells
-from bench.policies.config import Config, Part, make_config
+from bench.policies.config import Config, Part, Scope, make_config
 from dualmap_sim.study.comparison import Measured, curves, verdict
 from dualmap_sim.study.report import case_plots
 from dualmap_sim.study.runs import Run, RunTask
@@ -23,14 +23,24 @@ _ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.policies", description=__doc__)
-    parser.add_argument("--trace", required=True, help="the Mooncake conversation trace")
+    parser.add_argument(
+        "--trace", required=True, help="the Mooncake conversation trace, and after commas any others"
+    )
+    parser.add_argument(
+        "--parts", default="", help="only these tables: fixed,scaled,sixteen,robust,paper,ours"
+    )
+    parser.add_argument("--workloads", default="", help="only these, by name; a trace's is its file's")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="where to write [docs/, or build/bench-policies-quick/]")
     options = parser.parse_args()
-    if not Path(options.trace).is_file():
-        sys.exit(f"no trace at {options.trace!r}: make bench-policies TRACE=conversation.jsonl")
-    config = make_config(options.trace, options.quick)
+    traces = options.trace.split(",")
+    for trace in traces:
+        if not Path(trace).is_file():
+            sys.exit(f"no trace at {trace!r}: make bench-policies TRACE=conversation.jsonl")
+    scope = Scope(options.quick, options.seeds, _names(options.parts), _names(options.workloads))
+    config = make_config(traces, scope)
     out = options.out or _ROOT / ("build/bench-policies-quick" if options.quick else "docs")
     cells = Cells(_ROOT / "build/bench-policies.json", _code())
     began_s = time.monotonic()
@@ -40,6 +50,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print(f"wrote {out / 'results.md'} in {time.monotonic() - began_s:.0f} s")
+
+
+def _names(listed: str) -> list[str]:
+    return [name for name in listed.split(",") if name]
 
 
 def _measure(part: Part, config: Config, cells: Cells, jobs: int, plots: Path, began_s: float) -> str:

@@ -39,14 +39,29 @@ class Config:
     share: float = 0.9
 
 
-def make_config(trace: str, quick: bool) -> Config:
-    """The full one, or a small one that takes minutes."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How much of it to measure."""
+
+    quick: bool = False
+    seeds: int = 3
+    parts: Sequence[str] = ()
+    """Their keys; all when empty."""
+    workloads: Sequence[str] = ()
+    """By name, the traces' being their files'; all when empty."""
+
+
+def make_config(traces: Sequence[str], scope: Scope) -> Config:
+    """The full one, a part of it, or a small one that takes minutes."""
+    quick = scope.quick
     count = 1_500 if quick else 12_000
-    conversation = TraceSource(trace, count if quick else None)
-    sources: list[Source] = [conversation, *(BuiltinSource(name, count=count) for name in BUILTIN)]
-    names = _QUICK if quick else NAMES
+    files = [TraceSource(trace, count if quick else None) for trace in traces]
+    sources: list[Source] = [*files, *(BuiltinSource(name, count=count) for name in BUILTIN)]
     if quick:
-        sources = sources[:2]
+        sources = [files[0], sources[len(files)]]
+    if scope.workloads:
+        sources = [source for source in sources if source.name in scope.workloads]
+    names = _QUICK if quick else NAMES
     pool = FleetSetup()
     parts = [
         _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 2),
@@ -56,11 +71,14 @@ def make_config(trace: str, quick: bool) -> Config:
         large = replace(pool, num_instances=16)
         parts.append(_grid("sixteen", "Capacity of 16 instances", sources[:2], FIXED_SLO, large, _FEW))
     parts += [
-        _robustness(conversation, _ROBUST[:1] if quick else _ROBUST),
-        _part("paper", "The paper's parts, one at a time", _PAPER, conversation, paper_steps(pool)),
-        _part("ours", "The default policy's parts, one at a time", _OURS, conversation, our_steps(pool)),
+        _robustness(files[0], _ROBUST[:1] if quick else _ROBUST),
+        _part("paper", "The paper's parts, one at a time", _PAPER, files[0], paper_steps(pool)),
+        _part("ours", "The default policy's parts, one at a time", _OURS, files[0], our_steps(pool)),
     ]
-    return Config(parts, (0,) if quick else (0, 1, 2), 0.05 if quick else 0.01)
+    if scope.parts:
+        parts = [part for part in parts if part.key in scope.parts]
+    seeds = (0,) if quick else tuple(range(scope.seeds))
+    return Config(parts, seeds, 0.05 if quick else 0.01)
 
 
 _PAPER = "Each row adds a part to the one above. The key is one chunk until it adapts."
