@@ -14,7 +14,7 @@ from dualmap_sim.study.subject import NAMES, Subject, make_subject, with_slo
 
 BUILTIN = ("agents", "system-prompts", "documents", "unique", "chat", "bursts", "drift")
 _FEW = ("dualmap", "mooncake", "least-loaded", "paper", "llm-d", "dynamo", "pool-fcfs", "pool-late-last")
-_QUICK = ("dualmap", "mooncake", "least-loaded", "pool-fcfs")
+_QUICK = ("dualmap", "mooncake", "least-loaded")
 _ROBUST = ("dualmap", "mooncake", "least-loaded")
 
 
@@ -41,15 +41,15 @@ class Config:
 
 def make_config(trace: str, quick: bool) -> Config:
     """The full one, or a small one that takes minutes."""
-    count = 1_500 if quick else 12_000
+    count = 1_000 if quick else 12_000
     conversation = TraceSource(trace, count if quick else None)
     sources: list[Source] = [conversation, *(BuiltinSource(name, count=count) for name in BUILTIN)]
     names = _QUICK if quick else NAMES
     if quick:
-        sources = sources[:2]
+        sources = sources[:1]
     pool = FleetSetup()
     parts = [
-        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 2),
+        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 1),
         _grid("scaled", "Capacity under an SLO that grows with the prompt", sources, SCALED_SLO, pool, names),
     ]
     if not quick:
@@ -60,7 +60,7 @@ def make_config(trace: str, quick: bool) -> Config:
         _part("paper", "The paper's parts, one at a time", _PAPER, conversation, paper_steps(pool)),
         _part("ours", "The default policy's parts, one at a time", _OURS, conversation, our_steps(pool)),
     ]
-    return Config(parts, (0,) if quick else (0, 1, 2), 0.05 if quick else 0.01)
+    return Config(parts, (0,) if quick else (0, 1, 2), 0.1 if quick else 0.01)
 
 
 _PAPER = "Each row adds a part to the one above. The key is one chunk until it adapts."
