@@ -14,7 +14,7 @@ from dualmap_sim.study.subject import NAMES, Subject, make_subject, with_slo
 
 BUILTIN = ("agents", "system-prompts", "documents", "unique", "chat", "bursts", "drift")
 _FEW = ("dualmap", "mooncake", "least-loaded", "paper", "llm-d", "dynamo", "pool-fcfs", "pool-late-last")
-_QUICK = ("dualmap", "mooncake", "least-loaded", "pool-fcfs")
+_QUICK = ("dualmap", "mooncake", "least-loaded")
 _ROBUST = ("dualmap", "mooncake", "least-loaded")
 
 
@@ -54,17 +54,17 @@ class Scope:
 def make_config(traces: Sequence[str], scope: Scope) -> Config:
     """The full one, a part of it, or a small one that takes minutes."""
     quick = scope.quick
-    count = 1_500 if quick else 12_000
+    count = 1_000 if quick else 12_000
     files = [TraceSource(trace, count if quick else None) for trace in traces]
     sources: list[Source] = [*files, *(BuiltinSource(name, count=count) for name in BUILTIN)]
     if quick:
-        sources = [files[0], sources[len(files)]]
+        sources = sources[:1]
     if scope.workloads:
         sources = [source for source in sources if source.name in scope.workloads]
     names = _QUICK if quick else NAMES
     pool = FleetSetup()
     parts = [
-        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 2),
+        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 1),
         _grid("scaled", "Capacity under an SLO that grows with the prompt", sources, SCALED_SLO, pool, names),
     ]
     if not quick:

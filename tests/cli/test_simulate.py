@@ -15,8 +15,8 @@ def run(*arguments: object) -> Result:
 def trace(tmp_path: Path) -> Path:
     path = tmp_path / "talk.jsonl"
     lines = [
-        {"timestamp": at * 3000, "input_length": 4096, "output_length": 20,
-         "hash_ids": [0, *range(at % 20 * 7 + 1, at % 20 * 7 + 8)]}
+        {"timestamp": at * 3000, "input_length": 20480, "output_length": 20,
+         "hash_ids": [0, *range(at % 80 * 39 + 1, at % 80 * 39 + 40)]}
         for at in range(160)
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -43,7 +43,7 @@ def test_capacity_as_json_has_the_form_that_is_promised(trace: Path) -> None:
 
 
 def test_the_same_options_print_the_same_whatever_the_number_of_jobs(trace: Path) -> None:
-    options = ("--trace", trace, "--policy", "dualmap,power-of-two", "--rate", "20,40", "--seed", 5, "--seeds", 2,
+    options = ("--trace", trace, "--policy", "dualmap,power-of-two", "--rate", "3,6", "--seed", 5, "--seeds", 2,
                "--routers", 4, "--noise", 0.3, "--sync-s", 1, "--json")  # fmt: skip
     first = run(*options, "--jobs", 1)
     assert first.exit_code == 0, first.output
@@ -51,7 +51,7 @@ def test_the_same_options_print_the_same_whatever_the_number_of_jobs(trace: Path
     assert run(*options, "--jobs", 2).stdout == first.stdout
     results = json.loads(first.stdout)["results"]
     assert [(one["policy"], one["rate_req_s"], one["seed"]) for one in results][:3] == [
-        ("dualmap", 20.0, 5), ("dualmap", 20.0, 6), ("dualmap", 40.0, 5),
+        ("dualmap", 3.0, 5), ("dualmap", 3.0, 6), ("dualmap", 6.0, 5),
     ]  # fmt: skip
 
 

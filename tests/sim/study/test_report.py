@@ -41,7 +41,7 @@ def test_a_page_has_its_tables_and_plots(tmp_path: Path) -> None:
         if one.capacity.at_capacity is not None
     ]
     table = capacity_table(case.name, measured)
-    assert table.rows[0][2] >= table.rows[-1][2]
+    assert float(table.rows[0][2]) >= float(table.rows[-1][2])
     plots = report.case_plots("x-", runs, curves(measured, 0)[:12], 0.9)
     section = Section("A & B", [table, case_table("all", measured)], plots)
     page = report.write_report(tmp_path / "r", "Title <1>", "about", said, [section], "end")

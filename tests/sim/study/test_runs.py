@@ -44,7 +44,10 @@ def test_the_number_of_processes_changes_nothing() -> None:
         RunTask(make_subject(SMALL, name), AGENTS, 4.0, 1) for name in ("dualmap", "power-of-two", "preble")
     ]
     assert run_all(tasks, jobs=1) == run_all(tasks, jobs=2)
-    searches = [CapacityTask(task.subject, AGENTS, seeds=(0, 1), tolerance=0.1) for task in tasks[:2]]
+    searches = [
+        CapacityTask(task.subject, BuiltinSource("documents", count=120), seeds=(0, 1), tolerance=0.2)
+        for task in tasks[:2]
+    ]
     assert find_all(searches, jobs=1) == find_all(searches, jobs=2)
 
 
@@ -80,9 +83,6 @@ def test_who_never_starts_is_late_and_ends_a_run_early() -> None:
     assert run_fleet(fleet, arrivals, 0.9) is None
     # Ten late ones are allowed, the eleventh is late 5 s after it came.
     assert fleet.loop.now_s == pytest.approx(16.0)
-    whole = run_fleet(Fleet(subject.setup, make_policy(subject.setup)), arrivals)
-    assert whole is not None
-    assert (whole.unserved, whole.within_slo_share, whole.goodput_req_s) == (100, 0.0, 0.0)
 
 
 def test_a_result_holds_requests_against_both_objectives() -> None:
