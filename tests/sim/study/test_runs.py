@@ -61,8 +61,8 @@ def test_everything_runs_by_name(name: str) -> None:
     assert msgspec.convert(msgspec.to_builtins(result), RunResult) == result
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("rate", [3.0, 6.0, 12.0])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("rate", [3.0, 8.0])
 def test_an_early_end_never_changes_the_answer(rate: float, share: float) -> None:
     for name in ("dualmap", "least-loaded", "offline-order"):
         task = RunTask(make_subject(SMALL, name), BuiltinSource("documents", count=200), rate)
