@@ -116,6 +116,11 @@ class Fleet:
         if self._late_left is not None:
             heappush(self._due, (arrival.at_s + slo_s + _ROUNDING_S, len(self.flights), flight))
             self._count_late(self.loop.now_s)
+        if -(-arrival.input_tokens // CHUNK_TOKENS) > self._setup.kv_blocks:
+            # No instance can ever hold it; an engine answers with an error.
+            flight.refused = True
+            self._schedule_next()
+            return
         queue = self._waiting[flight.router]
         # Who waits at the router already goes first.
         choice = None if queue else self._policy.place(flight, self._sight(flight.router))
