@@ -34,9 +34,9 @@ class CorePolicy:
             pool.turn,
             self._outpost(flight, sight, pair, key),
         )
-        if decision.instance not in (pool.names[index] for index in pair):
-            pool.outposts.put(key, decision.instance)
         index_of = pool.index_of
+        if self._has_outposts(flight) and index_of[decision.instance] not in pool.candidates(key):
+            pool.outposts.put(key, decision.instance)
         chosen, other = decision.chosen, decision.other
         return Choice(
             index=index_of[chosen.instance],
@@ -50,13 +50,16 @@ class CorePolicy:
         )
 
     def _outpost(self, flight: Flight, sight: Sight, pair: list[int], key: int) -> InstanceView | None:
-        name = sight.pool.outposts.get(key)
+        name = sight.pool.outposts.get(key) if self._has_outposts(flight) else None
         if name is None:
             return None
         index = sight.pool.index_of[name]
         if index in pair or index not in sight.usable:
             return None
         return sight.view(flight, index, sight.depth(flight.arrival, index))
+
+    def _has_outposts(self, flight: Flight) -> bool:
+        return self._rule.policy == "dualmap" and bool(flight.arrival.chunks)
 
     def _others(self, flight: Flight, sight: Sight, pair: list[int], key: int) -> Iterator[InstanceView]:
         usable = sight.usable
