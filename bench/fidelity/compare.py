@@ -39,8 +39,8 @@ class Range(msgspec.Struct, frozen=True):
         return abs(self.difference) <= LIMIT
 
     @property
-    def is_chance(self) -> bool:
-        """The live one is among the simulated ones: another draw could as well agree."""
+    def may_be_chance(self) -> bool:
+        """The live one is among the simulated ones: the difference may be chance, which only more runs can tell."""
         return self.low <= self.live <= self.high
 
 
@@ -65,8 +65,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def agrees(self) -> bool:
-        """All of it is within the limit, or as far beyond as the simulator is from itself."""
-        return all(one.agrees or one.is_chance for one in self.measures)
+        """All of it is within the limit; that a difference may be chance does not count for it."""
+        return all(one.agrees for one in self.measures)
 
 
 def compare(cell: Cell, requests: list[TimedRequest], live: LiveRun) -> Comparison:

@@ -48,7 +48,7 @@ def text(comparisons: Sequence[Comparison]) -> str:
     lines += [f"doubt: {one.policy} at {one.rate_req_s:g}/s: {one.doubt}" for one in comparisons if one.doubt]
     apart = [
         f"{one.policy} at {one.rate_req_s:g}/s: {_TITLES[measure.name]} {_shown(measure)}"
-        + (", but within the range of the simulator's own runs" if measure.is_chance else "")
+        + (" (live is within the range of the simulator's own runs)" if measure.may_be_chance else "")
         for one in comparisons
         for measure in one.measures
         if not measure.agrees
