@@ -11,8 +11,10 @@ class Reason(StrEnum):
     """The candidate that holds the longer prefix."""
     LOAD = "load"
     """The candidate that answers sooner although it holds no longer prefix."""
+    OUTPOST = "outpost"
+    """The instance outside the pair to which an earlier request of its key went."""
     ESCAPE = "escape"
-    """An instance outside the pair, since neither candidate answers in time."""
+    """Another instance of the pool, since no candidate answers in time."""
     ONLY = "only"
     """No other instance could take it."""
     POLICY = "policy"
@@ -136,7 +138,7 @@ class Decision:
 
     chosen: Estimate
     other: Estimate | None
-    """Where to move to first: the other candidate, or after an escape the better of the pair."""
+    """Where to move to first: the best other candidate, also after an escape."""
     reason: Reason
 
     @property
