@@ -104,12 +104,12 @@ class ChoiceRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRule:
-    """The settings of a policy. Sources: DESIGN section 5.4."""
+    """The settings of a policy. Sources: DESIGN section 5.4; lambda and escape measured in docs/decisions/0016."""
 
     policy: str = "dualmap"
-    lambda_own: float = 2.0
+    lambda_own: float = 4.0
     """Weight of own prefill work beyond its part in the TTFT: work that lands here delays all that follow."""
-    escape_at: float = 0.7
+    escape_at: float = 0.5
     """Leave the pair when its best expected TTFT exceeds this share of the SLO."""
     escape_margin: float = 0.02
     """... and only for a gain in score over this share of the SLO: estimates are noisy, affinity is not."""

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from dualmap.queue_order import ORDERS
+from dualmap.queue_order import ORDERS, OrderRule
+from dualmap.types import ChoiceRule
 from dualmap_cli.simulate.plan import Options, make_plan
 from dualmap_cli.simulate.study import Outcome, carry_out, facts
 from dualmap_cli.simulate.view import show
@@ -21,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _NOT_NEGATIVE = click.FloatRange(min=0)
+_ORDER, _CHOICE = OrderRule(), ChoiceRule()
 _SHOWN: dict[str, Any] = {"show_default": True}
 
 
@@ -47,9 +49,13 @@ _rules = _options(
                  help="Policies and bounds, or `all` policies. [default: dualmap; with --compare all and the bounds]"),
     click.option("--order", metavar="NAME", help=f"{', '.join(ORDERS)}. [default: each policy's published one]"),
     click.option("--preempt/--no-preempt", default=None, help="[default: as each policy does]"),
-    click.option("--age-bound-s", type=_POSITIVE, default=60.0, **_SHOWN, help="A late request goes first then."),
-    click.option("--lambda-own", type=_NOT_NEGATIVE, default=2.0, **_SHOWN, help="Weight of own prefill work."),
-    click.option("--escape-at", type=_NOT_NEGATIVE, default=0.7, **_SHOWN,
+    click.option("--age-bound-s", type=_POSITIVE, default=_ORDER.age_bound_s, **_SHOWN,
+                 help="A late request goes first then ..."),
+    click.option("--aged-share", type=click.FloatRange(0, 1, min_open=True), default=_ORDER.aged_share, **_SHOWN,
+                 help="... for no more than this share of the time that others need."),
+    click.option("--lambda-own", type=_NOT_NEGATIVE, default=_CHOICE.lambda_own, **_SHOWN,
+                 help="Weight of own prefill work."),
+    click.option("--escape-at", type=_NOT_NEGATIVE, default=_CHOICE.escape_at, **_SHOWN,
                  help="Share of the SLO at which dualmap leaves the pair."),
 )  # fmt: skip
 _fleet = _options(

@@ -47,6 +47,7 @@ class Options:
     seeds: int | None
     preempt: bool | None
     age_bound_s: float
+    aged_share: float
     lambda_own: float
     escape_at: float
     share: float
@@ -101,7 +102,7 @@ def _fleet(options: Options) -> FleetSetup:
         base,
         kv_blocks=options.kv_blocks,
         choice=ChoiceRule(lambda_own=options.lambda_own, escape_at=options.escape_at),
-        order=replace(base.order, age_bound_s=options.age_bound_s),
+        order=replace(base.order, age_bound_s=options.age_bound_s, aged_share=options.aged_share),
         preempt=replace(base.preempt, enabled=options.preempt is not False),
         model=options.model,
         num_routers=options.routers,

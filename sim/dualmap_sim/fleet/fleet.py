@@ -8,6 +8,7 @@ from math import inf
 from random import Random
 from typing import Any
 
+from dualmap.prefix_key import PrefixCounts
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
 from dualmap_sim.fleet.engines import make_engine
@@ -24,6 +25,14 @@ from dualmap_sim.workloads.arrival import Arrival
 _PROBE_S = 0.1
 """How often a router asks again for who waits at it."""
 _ROUNDING_S = 1e-6
+
+
+class _NoCounts(PrefixCounts):
+    """Splits no prefix."""
+
+    def observe(self, hashes: Sequence[int], num_instances: int) -> bool:
+        """Nothing changes."""
+        return False
 
 
 class Fleet:
@@ -48,6 +57,8 @@ class Fleet:
             self.loop, lambda index: self.instances[index].perf(), setup.num_instances, setup.telemetry_s
         )
         self.pool = Pool.of(names, weights, telemetry)
+        if not setup.adaptive_key:
+            self.pool.counts = _NoCounts()
         self._sights = [
             Sight(self.pool, self.books, 0.0, self._rng, router, setup.noise)
             for router in range(setup.num_routers)

@@ -22,6 +22,8 @@ class FleetSetup:
     order: OrderRule = OrderRule()
     preempt: PreemptRule = PreemptRule()
     rebalance: RebalanceRule | None = RebalanceRule()
+    adaptive_key: bool = True
+    """False keeps prefix keys at one chunk, whatever is popular."""
     model: str | EngineProfile | SerialProfile = "serial"
     """What the engines are: `serial` or its profile, or chunked with a profile or the name of one.
 

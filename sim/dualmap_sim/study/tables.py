@@ -62,9 +62,9 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + caption
 
 
-def capacity_table(title: str, measured: Sequence[Measured], caption: str = "") -> Table:
-    """Capacities, best first, and what the runs at capacity show."""
-    ranked = sorted(measured, key=lambda one: -one.capacity.rate_req_s)
+def capacity_table(title: str, measured: Sequence[Measured], caption: str = "", ranked: bool = True) -> Table:
+    """Capacities, best first if they are to be ranked, and what the runs at capacity show."""
+    shown = sorted(measured, key=lambda one: -one.capacity.rate_req_s) if ranked else measured
     baseline = best_baseline(measured)
     reference = baseline.capacity.rate_req_s if baseline is not None else 0.0
 
@@ -87,7 +87,7 @@ def capacity_table(title: str, measured: Sequence[Measured], caption: str = "") 
         Column("escapes", at(lambda run: run.escapes), "{:,}"),
         Column("preempted", at(lambda run: run.preemptions), "{:,}"),
     ]
-    return make_table(title, columns, ranked, caption, ranked=2)
+    return make_table(title, columns, shown, caption, ranked=2)
 
 
 class Averaged(NamedTuple):
