@@ -67,6 +67,9 @@ test-compose: $(READY) ## the system in containers, as compose.yaml has it (need
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)
 
+bench-policies: $(READY) ## docs/results.md anew: every policy on every workload (TRACE=conversation.jsonl, QUICK=1)
+	@$(BIN)/python -m bench.policies --trace "$(TRACE)" $(if $(QUICK),--quick) $(ARGS)
+
 bench-fidelity: $(READY) ## the live system beside the simulator, on the same workload (25 minutes; ARGS=--quick: 4)
 	@$(BIN)/python -m bench.fidelity $(ARGS)
 
@@ -80,4 +83,4 @@ lock: $(READY) ## pin the newest versions that pyproject.toml allows (needs uv)
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router bench-fidelity profile-vllm lock clean
+.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router bench-policies bench-fidelity profile-vllm lock clean

@@ -182,14 +182,18 @@ class Admission:
         if len(self.queue) == 1:
             only = next(iter(self.queue.values()))
             if not self.line or only.own_s(speed) <= ahead_s:
+                self._charge([only.queued(only.own_s(speed))], now_s)
                 return only
         entries = self._ordered(now_s, speed)
         first = entries[0]
         if self.line and self._starts_alone(first, ahead_s):
             return None
-        waiting = [entry.request for entry in entries]
-        self._deficits = charge(self._deficits, first.request, waiting, self._rule)
+        self._charge([entry.request for entry in entries], now_s)
         return self.queue[first.request.request_id]
+
+    def _charge(self, waiting: list[QueuedRequest], now_s: float) -> None:
+        """The first of those that wait starts."""
+        self._deficits = charge(self._deficits, waiting[0], waiting, now_s, self._rule)
 
     def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
         late_last = discipline(self._rule).puts_late_last

@@ -11,8 +11,10 @@ class Reason(StrEnum):
     """The candidate that holds the longer prefix."""
     LOAD = "load"
     """The candidate that answers sooner although it holds no longer prefix."""
+    OUTPOST = "outpost"
+    """The instance outside the pair to which an earlier request of its key went."""
     ESCAPE = "escape"
-    """An instance outside the pair, since neither candidate answers in time."""
+    """Another instance of the pool, since no candidate answers in time."""
     ONLY = "only"
     """No other instance could take it."""
     POLICY = "policy"
@@ -102,12 +104,12 @@ class ChoiceRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRule:
-    """The settings of a policy. Sources: DESIGN section 5.4."""
+    """The settings of a policy. Sources: DESIGN section 5.4; lambda and escape measured in docs/decisions/0016."""
 
     policy: str = "dualmap"
-    lambda_own: float = 2.0
+    lambda_own: float = 4.0
     """Weight of own prefill work beyond its part in the TTFT: work that lands here delays all that follow."""
-    escape_at: float = 0.7
+    escape_at: float = 0.5
     """Leave the pair when its best expected TTFT exceeds this share of the SLO."""
     escape_margin: float = 0.02
     """... and only for a gain in score over this share of the SLO: estimates are noisy, affinity is not."""
@@ -136,7 +138,7 @@ class Decision:
 
     chosen: Estimate
     other: Estimate | None
-    """Where to move to first: the other candidate, or after an escape the better of the pair."""
+    """Where to move to first: the best other candidate, also after an escape."""
     reason: Reason
 
     @property

@@ -78,11 +78,15 @@ def order(
 
 
 def charge(
-    deficits: Deficits, started: QueuedRequest, waiting: Sequence[QueuedRequest], rule: OrderRule
+    deficits: Deficits,
+    started: QueuedRequest,
+    waiting: Sequence[QueuedRequest],
+    now_s: float,
+    rule: OrderRule,
 ) -> Deficits:
     """The deficits once `started`, one of the `waiting`, was started; the same value if the order has none."""
     count = discipline(rule).charge
-    return deficits if count is None else count(deficits, started, waiting, rule)
+    return deficits if count is None else count(deficits, started, waiting, now_s, rule)
 
 
 def discipline(rule: OrderRule) -> Discipline:

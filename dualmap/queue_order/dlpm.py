@@ -41,7 +41,11 @@ def _serve(
 
 
 def _charge(
-    deficits: Deficits, started: QueuedRequest, waiting: Sequence[QueuedRequest], rule: OrderRule
+    deficits: Deficits,
+    started: QueuedRequest,
+    waiting: Sequence[QueuedRequest],
+    now_s: float,
+    rule: OrderRule,
 ) -> Deficits:
     tenants = [started.tenant, *(r.tenant for r in waiting if r.priority == started.priority)]
     left_s = {tenant: deficits.left_s.get(tenant, 0.0) for tenant in tenants}

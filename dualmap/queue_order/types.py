@@ -33,7 +33,9 @@ class OrderRule:
     order: str = "late-last"
     """An `OrderName`."""
     age_bound_s: float = 60.0
-    """`late-last`: a late request that waited this long goes first."""
+    """`late-last`: a late request that waited this long goes first ..."""
+    aged_share: float = 0.5
+    """... for no more than this share of the engine's time while others could be in time; more than 0, at most 1."""
     quantum_s: float = 1.0
     """`dlpm`: the prefill seconds that every tenant gets per round; more than 0."""
 
@@ -68,8 +70,8 @@ Serve: TypeAlias = Callable[
 
 `waiting` are those of one priority class in arrival order, `ready_s` is when the engine is free for them.
 """
-Charge: TypeAlias = Callable[[Deficits, QueuedRequest, Sequence[QueuedRequest], OrderRule], Deficits]
-"""(deficits, started, waiting, rule) -> the deficits once `started`, one of the `waiting`, was started."""
+Charge: TypeAlias = Callable[[Deficits, QueuedRequest, Sequence[QueuedRequest], float, OrderRule], Deficits]
+"""(deficits, started, waiting, now_s, rule) -> the deficits once `started`, one of the `waiting`, was started."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ local SPLIT_SHARE = 0.5
 local MIN_SPLIT_COUNT = 16.0
 local ROTATE_EVERY = 2048
 local MAX_SPLITS = 1024
+local MAX_OUTPOSTS = 4096
 local STALE_US = 5000000
 
 local function now_us()
@@ -172,9 +173,14 @@ local function smallest(list, key, second)
   return best
 end
 
-local function from_pair(chosen, scored)
+-- A decision for a candidate; the best other one backs it up.
+local function near(chosen, scored)
   if #scored == 1 then return chosen, nil, 'only' end
-  local other = scored[1] == chosen and scored[2] or scored[1]
+  local rest = {}
+  for _, e in ipairs(scored) do
+    if e ~= chosen then rest[#rest + 1] = e end
+  end
+  local other = smallest(rest, 'score')
   return chosen, other, chosen.owned > other.owned and 'affinity' or 'load'
 end
 
@@ -186,24 +192,28 @@ end
 
 local policies = {}
 
-policies['dualmap'] = function(request, scored, others)
-  local best = smallest(scored, 'score')
-  if smallest(scored, 'ttft_s').ttft_s <= request.escape_at * request.slo_s then return from_pair(best, scored) end
-  local pool = others()
-  if #pool > 0 then
-    local winner = smallest(pool, 'score')
-    if best.score - winner.score > request.escape_margin * request.slo_s then
-      return winner, best, 'escape'
+policies['dualmap'] = function(request, scored, others, outpost)
+  local candidates = { unpack(scored) }
+  candidates[#candidates + 1] = outpost
+  local best = smallest(candidates, 'score')
+  if smallest(candidates, 'ttft_s').ttft_s > request.escape_at * request.slo_s then
+    local pool = others()
+    if #pool > 0 then
+      local winner = smallest(pool, 'score')
+      if best.score - winner.score > request.escape_margin * request.slo_s then
+        return winner, best, 'escape'
+      end
     end
   end
-  return from_pair(best, scored)
+  if best == outpost then return best, smallest(scored, 'score'), 'outpost' end
+  return near(best, candidates)
 end
 
 policies['paper'] = function(request, scored)
   for _, e in ipairs(scored) do e.unowned = -e.owned end
   local affine = smallest(scored, 'unowned', 'load_s')
   if affine.ttft_s > request.paper_factor * request.slo_s then affine = smallest(scored, 'ttft_s') end
-  return from_pair(affine, scored)
+  return near(affine, scored)
 end
 
 local function over_pool(request, scored, others, key, second)
@@ -239,6 +249,25 @@ local function others_of(names, start, pair)
     if name ~= pair[1] and name ~= pair[2] then rest[#rest + 1] = name end
   end
   return rest
+end
+
+-- Outposts -----------------------------------------------------------------------------------------------
+
+-- Where a prefix key went outside its pair, or nil; mirrors dualmap/outposts.py.
+local function read_outpost(prefix, key, names, pair)
+  local name = call('HGET', prefix .. 'outposts', key) or call('HGET', prefix .. 'outposts:older', key)
+  if not name or name == pair[1] or name == pair[2] then return nil end
+  for _, usable in ipairs(names) do
+    if usable == name then return name end
+  end
+end
+
+local function write_outpost(prefix, key, instance)
+  local outposts = prefix .. 'outposts'
+  if call('HEXISTS', outposts, key) == 0 and call('HLEN', outposts) >= MAX_OUTPOSTS then
+    call('RENAME', outposts, prefix .. 'outposts:older')
+  end
+  call('HSET', outposts, key, instance)
 end
 
 -- Charges ------------------------------------------------------------------------------------------------
@@ -313,9 +342,11 @@ local function route(keys, args)
     request.turn = tonumber(call('GET', prefix .. 'turn') or 0)
     if books then call('INCR', prefix .. 'turn') end
   end
+  local key = key_depth > 0 and hash_at(hashes, key_depth)
+  local outpost = policy == 'dualmap' and key and read_outpost(prefix, key, request.names, request.pair)
   local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
     return estimates(others_of(request.names, start, request.pair))
-  end)
+  end, outpost and estimates({ outpost })[1] or nil)
   if count then
     observe(prefix, hashes, key_depth, #request.names, state, now)
   end
@@ -323,7 +354,11 @@ local function route(keys, args)
   local wait_us = math.floor(chosen.wait_s * 1000000)
   if max_wait_s > 0 and chosen.wait_s > max_wait_s then return { 'overload', wait_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
-  if books then book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance) end
+  if books then
+    book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance)
+    local home = a[19] and (chosen.instance == request.pair[1] or chosen.instance == request.pair[2])
+    if key and policy == 'dualmap' and not home then write_outpost(prefix, key, chosen.instance) end
+  end
   return {
     'ok', chosen.instance, backup and backup.instance or '', reason, chosen.feasible and 1 or 0, chosen.owned,
     backup and backup.owned or 0, wait_us, own_us, ttft_us, now,

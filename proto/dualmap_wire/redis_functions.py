@@ -63,6 +63,8 @@ class RouteCall:
     count: bool = True
     """Count the request along its key; false for a resubmission or a dry run."""
     book: bool = True
+    at_home: bool = True
+    """`pair` are the key's candidates; false where something else fixed the instance, as for a moved request."""
 
     def args(self) -> tuple[bytes, bytes, bytes]:
         """ARGV of the function."""
@@ -87,6 +89,7 @@ class RouteCall:
                 self.book,
                 self.max_wait_s,
                 (speed.a_s, speed.b_s_per_token, speed.c_s_per_token2),
+                self.at_home,
             )
         )
         return packed, self.hashes, self.pool

@@ -12,6 +12,7 @@
 | perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |
 | own:<i> | sorted set | chunk hash -> when written, microseconds | router (expected), worker (by KV events) | dies with the generation |
 | keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits; its version follows the clock | route function | bounded by count |
+| outposts, outposts:older | hash | prefix key -> the instance outside its pair where it went last | route function | bounded by count |
 | turn | counter | decisions of `round-robin` | route function | for ever |
 | leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
 | stats | hash | moves, reaps, folds | rebalancer | for ever |

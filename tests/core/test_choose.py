@@ -28,9 +28,14 @@ def view(
 
 
 def pick(
-    pair: list[InstanceView], others: list[InstanceView], policy: str = "dualmap", turn: int = 0
+    pair: list[InstanceView],
+    others: list[InstanceView],
+    policy: str = "dualmap",
+    turn: int = 0,
+    outpost: InstanceView | None = None,
 ) -> tuple[str, str | None, Reason]:
-    got = choose(REQUEST, pair, others, ChoiceRule(policy=policy), turn)
+    rule = ChoiceRule(policy=policy, lambda_own=2.0, escape_at=0.7)
+    got = choose(REQUEST, pair, others, rule, turn, outpost)
     return got.instance, got.backup, got.reason
 
 
@@ -98,6 +103,31 @@ def test_table(
     expected: tuple[str, str | None, Reason],
 ) -> None:
     assert pick(pair, others, policy) == expected
+
+
+OUTPOSTS = {
+    "warm: it goes there again": ([A, B], view("c", 1, owned=9), ("c", "a", Reason.OUTPOST)),
+    "cold and no less busy": ([A, B], C, ("a", "b", Reason.LOAD)),
+    "cold, and the pair is busy": ([view("a", 2), view("b", 1)], C, ("c", "b", Reason.OUTPOST)),
+    "busy: the pair again, and it backs up": ([view("a", 1), view("b", 3)], view("c", 2), ("a", "c", Reason.LOAD)),
+    "in time there: no escape": ([view("a", 9), view("b", 8)], view("c", 2), ("c", "b", Reason.OUTPOST)),
+    "nobody in time: escape": ([view("a", 9), view("b", 8)], view("c", 7), ("d", "c", Reason.ESCAPE)),
+    "beside a lone candidate": ([view("a", 1)], view("c", 0.2), ("c", "a", Reason.OUTPOST)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pair", "outpost", "expected"), OUTPOSTS.values(), ids=OUTPOSTS)
+def test_an_outpost(
+    pair: list[InstanceView], outpost: InstanceView, expected: tuple[str, str | None, Reason]
+) -> None:
+    assert pick(pair, [outpost, view("d", 1)], outpost=outpost) == expected
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "dualmap"])
+def test_only_the_default_policy_has_outposts(policy: str) -> None:
+    warm = view("c", 0.5, owned=4)
+    pair, others = [view("a", 1), view("b", 2, owned=9)], [warm, view("d", 3)]
+    assert pick(pair, others, policy, outpost=warm) == pick(pair, others, policy)
 
 
 def test_round_robin_takes_turns_by_name_whatever_the_pair() -> None:
@@ -251,7 +281,7 @@ def test_others_are_read_only_when_a_rule_needs_them(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_paper_factor_and_the_escape_are_settings(policy: str) -> None:
-    rule = ChoiceRule(policy=policy, escape_at=0.1, escape_margin=0.0, paper_factor=0.2)
+    rule = ChoiceRule(policy, lambda_own=2.0, escape_at=0.1, escape_margin=0.0, paper_factor=0.2)
     got = choose(REQUEST, [view("a", 2, owned=5), view("b", 3)], [C], rule)
     expected = {"dualmap": "c", "paper": "a", "round-robin": "a", "least-loaded": "c", "cache-affinity": "a"}
     assert got.instance == expected[policy]

@@ -24,7 +24,7 @@ def serve(
     waiting, served = list(queue), []
     while waiting and len(served) != num:
         head = order(waiting, NOW_S, 0.0, rule, deficits)[0].request
-        deficits = charge(deficits, head, waiting, rule)
+        deficits = charge(deficits, head, waiting, NOW_S, rule)
         waiting.remove(head)
         served.append(head)
     return served, deficits
@@ -54,21 +54,23 @@ def test_table(queue: list[QueuedRequest], left_s: dict[str, float], expected: s
 def test_charges() -> None:
     x, y = request("a", "x", own_s=3.0), request("p", "y")
     # 1. Nobody has anything left: a round, then the charge.
-    assert charge(NO_DEFICITS, x, [x, y], RULE) == Deficits({"x": -1.0, "y": 2.0})
+    assert charge(NO_DEFICITS, x, [x, y], NOW_S, RULE) == Deficits({"x": -1.0, "y": 2.0})
     # 2. Somebody has: no round.
-    assert charge(Deficits({"x": -1.0, "y": 2.0}), y, [x, y], RULE) == Deficits({"x": -1.0, "y": 1.0})
+    assert charge(Deficits({"x": -1.0, "y": 2.0}), y, [x, y], NOW_S, RULE) == Deficits({"x": -1.0, "y": 1.0})
     # 3. Who does not wait loses what was left and keeps a debt, which rounds pay off.
-    assert charge(Deficits({"z": 1.0, "w": -3.0}), x, [x], RULE) == Deficits({"x": -1.0, "w": -1.0})
-    assert charge(Deficits({"x": -1.0, "w": -1.0}), x, [x], RULE) == Deficits({"x": -2.0})
+    assert charge(Deficits({"z": 1.0, "w": -3.0}), x, [x], NOW_S, RULE) == Deficits({"x": -1.0, "w": -1.0})
+    assert charge(Deficits({"x": -1.0, "w": -1.0}), x, [x], NOW_S, RULE) == Deficits({"x": -2.0})
     # 4. As many rounds as it takes.
-    assert charge(Deficits({"x": -8.0}), x, [x], RULE) == Deficits({"x": -1.0})
+    assert charge(Deficits({"x": -8.0}), x, [x], NOW_S, RULE) == Deficits({"x": -1.0})
     # 5. A lower class waits elsewhere: it has no part in the round, and what it had left is lost.
-    assert charge(Deficits({"y": 1.0}), x, [x, request("p", "y", priority=1)], RULE) == Deficits({"x": -1.0})
+    assert charge(Deficits({"y": 1.0}), x, [x, request("p", "y", priority=1)], NOW_S, RULE) == Deficits(
+        {"x": -1.0}
+    )
 
 
-@pytest.mark.parametrize("name", ["late-last", "fcfs", "longest-prefix"])
+@pytest.mark.parametrize("name", ["fcfs", "longest-prefix", "edf"])
 def test_other_orders_count_nothing(name: str) -> None:
-    assert charge(NO_DEFICITS, X3[0], X3, OrderRule(name)) is NO_DEFICITS
+    assert charge(NO_DEFICITS, X3[0], X3, 0.0, OrderRule(name)) is NO_DEFICITS
 
 
 LEFT = st.dictionaries(st.sampled_from("xyzw"), st.integers(-40, 8).map(lambda n: n / 4))

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap.errors import UnknownOrderError
-from dualmap.queue_order import ORDERS, Ordered, OrderName, OrderRule, QueuedRequest, order
+from dualmap.queue_order import (
+    NO_DEFICITS,
+    ORDERS,
+    Ordered,
+    OrderName,
+    OrderRule,
+    QueuedRequest,
+    charge,
+    order,
+)
 
 NOW_S = 1000.0
 RULE = OrderRule()
@@ -45,7 +54,8 @@ CASES = {
     "negative priority": ([queued("a", 2), queued("b", 1, priority=-1)], 0.0, "ba"),
     "an aged late one first": ([queued("a", 2), queued("b", 60, own_s=1)], 0.0, "ba"),
     "not yet aged": ([queued("a", 2), queued("b", 59.9, own_s=1)], 0.0, "ab"),
-    "aged ones in arrival order": ([queued("a", 61), queued("c", 0), queued("b", 62)], 0.0, "bac"),
+    "the oldest of the aged": ([queued("a", 61), queued("c", 0), queued("b", 62)], 0.0, "bca"),
+    "aged ones in arrival order": ([queued("a", 61), queued("c", 7), queued("b", 62)], 0.0, "bac"),
     "aged and in time keeps its place": ([queued("a", 61, slo_s=100), queued("b", 62, slo_s=100)], 0.0, "ba"),
     "aging stays within its class": ([queued("a", 99, priority=1), queued("b", 1)], 0.0, "ba"),
 }  # fmt: skip
@@ -175,3 +185,26 @@ def test_nobody_starves_under_endless_feasible_load(age_bound_s: float) -> None:
         now_s += head.own_s
     for i in range(3):
         assert age_bound_s <= served_at[f"late{i}"] <= age_bound_s + 3 * 2.0 + 0.5
+
+
+def test_aged_requests_take_turns_with_those_that_can_be_in_time() -> None:
+    """Two pools of work that never end: the aged ones get their share of the time, and no more."""
+    rule = OrderRule(aged_share=0.25)
+    deficits = NO_DEFICITS
+    served = {"aged": 0.0, "fresh": 0.0}
+    for turn in range(400):
+        queue = [queued(f"{turn}old", 100, own_s=6.0), queued(f"{turn}new", 0, own_s=1.0)]
+        first = order(queue, NOW_S, 0.0, rule, deficits)[0].request
+        deficits = charge(deficits, first, queue, NOW_S, rule)
+        served["aged" if first is queue[0] else "fresh"] += first.own_s
+    assert served["aged"] / sum(served.values()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_aged_requests_have_all_the_time_that_nobody_else_needs() -> None:
+    deficits = NO_DEFICITS
+    queue = [queued("a", 100, own_s=6.0), queued("b", 99, own_s=6.0)]
+    for first, rest in ((queue[0], queue), (queue[1], queue[1:])):
+        assert order(rest, NOW_S, 0.0, RULE, deficits)[0].request is first
+        deficits = charge(deficits, first, rest, NOW_S, RULE)
+    # Nobody else waited, so nothing is owed to whoever comes.
+    assert names(order([queued("c", 98), queued("d", 0)], NOW_S, 0.0, RULE, deficits)) == "cd"

@@ -13,7 +13,7 @@ from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed,
 
 TRUE = PrefillSpeed(a_s=0.02, b_s_per_token=120e-6, c_s_per_token2=4e-9)
 FLAT = PrefillSpeed(0.0, 1e-3, 0.0)
-RULE = ChoiceRule()
+RULE = ChoiceRule(lambda_own=2.0)
 
 SECONDS = st.floats(0.0, 100.0)
 

@@ -128,6 +128,7 @@ def route_call(
     max_wait_s: float = 0.0,
     count: bool = False,
     book: bool = True,
+    at_home: bool = True,
 ) -> RouteCall:
     """The arguments of a decision over `names`, the first two being the pair unless told."""
     return RouteCall(
@@ -145,4 +146,5 @@ def route_call(
         max_wait_s=max_wait_s,
         count=count,
         book=book,
+        at_home=at_home,
     )

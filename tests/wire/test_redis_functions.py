@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap import prefix_key
+from dualmap.outposts import MAX_OUTPOSTS
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed, Reason, RunningPrefill
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire import redis_functions
@@ -51,6 +52,7 @@ def test_lua_constants_equal_the_cores() -> None:
         "MIN_SPLIT_COUNT": prefix_key.MIN_SPLIT_COUNT,
         "ROTATE_EVERY": prefix_key.ROTATE_EVERY,
         "MAX_SPLITS": prefix_key.MAX_SPLITS,
+        "MAX_OUTPOSTS": MAX_OUTPOSTS,
         "STALE_US": STALE_PERF_US,
     }
 
@@ -95,11 +97,12 @@ def test_route_arguments_are_these_bytes() -> None:
         max_wait_s=30.0,
         count=False,
         book=True,
+        at_home=False,
     )
     packed, hashes, pool = call.args()
     assert msgpack.unpackb(packed) == [
         "r1", "c1", "paper", 1000, 512.5, 5.0, 2.0, 0.75, 0.25, 0.5, 9, 2, 1, ["a", "b"],
-        False, True, 30.0, [0.5, 0.25, 0.125],
+        False, True, 30.0, [0.5, 0.25, 0.125], False,
     ]  # fmt: skip
     assert hashes == bytes(7) + b"\x01" + b"\xff" * 8
     assert pool == b"a\nb\nc"

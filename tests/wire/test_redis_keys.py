@@ -2,6 +2,7 @@
 
 import re
 
+from dualmap.outposts import MAX_OUTPOSTS
 from dualmap.types import ChoiceRule
 from dualmap_wire import redis_keys
 from dualmap_wire.redis_functions import StaleSplits
@@ -53,6 +54,8 @@ def test_every_key_of_a_live_pool_is_documented(pool: WirePool) -> None:
         got = pool.route(call)
         if isinstance(got, StaleSplits):
             version = got.version
+    for key in range(MAX_OUTPOSTS + 1):
+        pool.route(route_call(["w1"], hashes=[key], key_depth=1, at_home=False))
     pool.own_add("w1", [1, 2])
     pool.client.hincrby(pool.keys.stats, "moves", 1)
 

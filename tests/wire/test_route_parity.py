@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualmap.choose import POLICIES, choose
+from dualmap.outposts import Outposts
 from dualmap.prefix_key import MAX_DEPTH
 from dualmap.types import ChoiceRequest, ChoiceRule, Decision, InstanceView, PrefillSpeed
 from dualmap_wire.redis_functions import (
@@ -82,7 +83,9 @@ INSTANCES = st.builds(
 )
 
 
-def write(pool: WirePool, states: dict[str, InstanceState], splits: set[int], turn: int) -> None:
+def write(
+    pool: WirePool, states: dict[str, InstanceState], splits: set[int], turn: int, outposts: dict[int, str]
+) -> None:
     """Make the store hold a state, as the functions and their callers would have left it."""
     seconds, micros = pool.client.time()
     now_us = seconds * 1_000_000 + micros
@@ -112,11 +115,14 @@ def write(pool: WirePool, states: dict[str, InstanceState], splits: set[int], tu
         if splits:
             pipe.sadd(keys.key("keys", "splits"), *(pack_hashes([h]) for h in splits))
             pipe.hset(keys.key("keys"), mapping={"seen": 7, "total": "6.9", "version": len(splits)})
+        for key, name in outposts.items():
+            # Whichever generation it is in.
+            pipe.hset(keys.key("outposts", *["older"] * (key % 2)), pack_hashes([key]), name)
         pipe.set(keys.key("turn"), turn)
         pipe.execute()
 
 
-def decide(call: RouteCall, seen: Sequence[InstanceView], turn: int) -> Decision:
+def decide(call: RouteCall, seen: Sequence[InstanceView], turn: int, outpost: str | None = None) -> Decision:
     """The core's decision over what `views` answers."""
     views = {view.instance: view for view in seen}
     in_order = sorted(views)
@@ -125,7 +131,8 @@ def decide(call: RouteCall, seen: Sequence[InstanceView], turn: int) -> Decision
         for name in in_order[call.start % len(views) :] + in_order[: call.start % len(views)]
         if name not in call.pair
     ]
-    return choose(call.request, [views[name] for name in call.pair], others, call.rule, turn)
+    far = views.get(outpost) if outpost is not None and outpost not in call.pair else None
+    return choose(call.request, [views[name] for name in call.pair], others, call.rule, turn, far)
 
 
 def check(got: Routed, expected: Decision) -> None:
@@ -152,6 +159,7 @@ def check(got: Routed, expected: Decision) -> None:
     chunks=st.integers(0, len(HASHES)),
     start=st.integers(0, 1000),
     turn=st.integers(0, 20),
+    outpost=st.none() | st.sampled_from([*NAMES, "gone"]),
 )
 def test_any_state(
     pool: WirePool,
@@ -163,15 +171,18 @@ def test_any_state(
     chunks: int,
     start: int,
     turn: int,
+    outpost: str | None,
 ) -> None:
     names = order[: len(states)]
-    write(pool, dict(zip(names, states, strict=True)), set(HASHES[:3]), turn)
+    key_depth = min(chunks, MAX_DEPTH)
+    outposts = {HASHES[key_depth - 1]: outpost} if outpost is not None else {}
+    write(pool, dict(zip(names, states, strict=True)), set(HASHES[:3]), turn, outposts)
     call = route_call(
         names,
         request=request,
         rule=replace(rule, policy=policy),
         hashes=HASHES[:chunks],
-        key_depth=min(chunks, MAX_DEPTH),
+        key_depth=key_depth,
         start=start,
         book=False,
         count=False,
@@ -180,7 +191,8 @@ def test_any_state(
     reply = pool.route_raw(call)
     got = parse_route(reply)
     assert isinstance(got, Routed)
-    check(got, decide(call, pool.views(names, HASHES[:chunks], now_us=reply[-1]), turn))
+    seen = pool.views(names, HASHES[:chunks], now_us=reply[-1])
+    check(got, decide(call, seen, turn, outpost if chunks else None))
     # A dry run leaves no trace.
     assert dump(pool) == before
 
@@ -200,6 +212,7 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
         pool.register(name)
     fence = pool.lead("leader")
     booked: list[str] = []
+    outposts = Outposts()
     turn = 0
     for step in range(12):
         if data.draw(st.booleans(), label="fold"):
@@ -216,12 +229,15 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
             assert pool.fold(fence, (data.draw(st.sampled_from(names)), 1, report)) == 1
         policy = data.draw(st.sampled_from(list(POLICIES)))
         hashes = HASHES[: data.draw(st.integers(0, len(HASHES)))]
+        depth = min(len(hashes), data.draw(st.integers(0, 3)))
         call = route_call(
             names,
             charge=f"c{step}",
             request=data.draw(REQUESTS),
             rule=ChoiceRule(policy=policy),
             hashes=hashes,
+            key_depth=depth,
+            at_home=data.draw(st.booleans(), label="at home"),
             pair=data.draw(st.permutations(names))[:2],
             start=data.draw(st.integers(0, 10)),
         )
@@ -230,7 +246,10 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
         reply = pool.route_raw(call)
         got = parse_route(reply)
         assert isinstance(got, Routed)
-        check(got, decide(call, parse_views([reply[-1], *seen[1:]], SPEED), turn))
+        outpost = outposts.get(hashes[depth - 1]) if depth else None
+        check(got, decide(call, parse_views([reply[-1], *seen[1:]], SPEED), turn, outpost))
+        if depth and policy == "dualmap" and not (call.at_home and got.instance in call.pair):
+            outposts.put(hashes[depth - 1], got.instance)
         turn += policy == "round-robin"
         booked.append(call.charge_id)
         pool.own_add(got.instance, hashes)

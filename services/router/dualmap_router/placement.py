@@ -181,6 +181,7 @@ class Placement:
             max_wait_s=self._settings.max_wait_s if first and book and target is None else 0.0,
             count=first and book and depth > 0,
             book=book,
+            at_home=all(name in candidates for name in pair),
         )
         return call, candidates
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderName, OrderRule
-from dualmap_service.settings import Count, NonNegative, Port, Positive, Share, SharedSettings
+from dualmap_service.settings import Count, NonNegative, Port, Positive, PositiveShare, Share, SharedSettings
 
 DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
 _ORDER = OrderRule()
@@ -51,6 +51,9 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """Of the admission queue; late-last puts who can no longer meet the SLO behind who can. Requests name no
     tenant here, so dlpm is longest-prefix."""
     age_bound_s: Positive = _ORDER.age_bound_s
+    """late-last: a late request that waited this long goes first, the oldest at a time ..."""
+    aged_share: PositiveShare = _ORDER.aged_share
+    """... for no more than this share of the engine's time while others could be in time."""
     preempt: bool = True
     """Abort a prefill that can no longer meet its SLO when a request waits that still can, and resume it later."""
     preempt_min_s: Positive = _PREEMPT.min_s
@@ -84,7 +87,7 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
 
     def order_rule(self) -> OrderRule:
         """The order of the admission queue."""
-        return OrderRule(self.order, self.age_bound_s)
+        return OrderRule(self.order, self.age_bound_s, self.aged_share)
 
     def preempt_rule(self) -> PreemptRule:
         """Which running prefills give way."""

@@ -10,7 +10,7 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from dualmap_sim.fleet.fleet import Fleet
-from dualmap_sim.fleet.result import RunResult, summarize
+from dualmap_sim.fleet.result import Measures, RunResult, summarize
 from dualmap_sim.workloads.arrival import Arrival
 
 _T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -22,8 +22,8 @@ class Capacity:
     """The capacity of one policy on one workload; rates are requests/s."""
 
     per_seed: tuple[float, ...]
-    at_capacity: RunResult
-    """A run of the first seed at its capacity."""
+    at_capacity: RunResult | None
+    """A run of the first seed at its capacity; None if that is 0."""
 
     @property
     def rate_req_s(self) -> float:
@@ -40,28 +40,42 @@ class Capacity:
         return mean - half, mean + half
 
 
-def run_fleet(fleet: Fleet, arrivals: Sequence[Arrival], share: float | None = None) -> RunResult | None:
+def run_fleet(
+    fleet: Fleet, arrivals: Sequence[Arrival], share: float | None = None, measures: Measures = Measures()
+) -> RunResult | None:
     """Run a workload; None when it ended early because `share` within SLO is out of reach."""
-    most_late = None if share is None else int((1.0 - share) * len(arrivals) + 1e-9)
-    if not fleet.run(arrivals, most_late):
+    if not fleet.run(arrivals, most_late(arrivals, share)):
         return None
-    return summarize(fleet.flights, [instance.engine.busy_s for instance in fleet.instances])
+    busy_s = [instance.engine.busy_s for instance in fleet.instances]
+    return summarize(fleet.flights, busy_s, measures)
+
+
+def most_late(arrivals: Sequence[Arrival], share: float | None) -> int | None:
+    """How many may be late when a share is to meet its SLO; None if none is asked for."""
+    return None if share is None else int((1.0 - share) * len(arrivals) + 1e-9)
 
 
 def find_capacity(
-    attempt: Callable[[float], RunResult | None], guess_req_s: float, tolerance: float = 0.01
+    attempt: Callable[[float], RunResult | None],
+    guess_req_s: float,
+    tolerance: float = 0.01,
+    step: float = 1.25,
 ) -> tuple[float, RunResult | None]:
     """The highest rate at which `attempt` succeeds, within a relative tolerance, and its run.
 
-    0.0 and None when no rate down to a thousandth of the guess does.
+    From the guess on it takes steps by a factor until it has passed the capacity. 0.0 and None when no rate down
+    to a thousandth of the guess will do; a hundred times the guess and its run when that succeeds, as it does when a
+    workload is so short that it is one burst.
     """
     low, high, best = 0.0, guess_req_s, None
     while (result := attempt(high)) is not None:
-        low, best, high = high, result, high * 1.25
+        low, best, high = high, result, high * step
+        if low >= guess_req_s * 100.0:
+            return low, best
     if best is None:
-        low = high / 1.25
+        low = high / step
         while (best := attempt(low)) is None:
-            high, low = low, low / 1.25
+            high, low = low, low / step
             if low < guess_req_s / 1000.0:
                 return 0.0, None
     while high - low > tolerance * low:

@@ -3,9 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
+from math import inf
 from random import Random
 from typing import Any
 
+from dualmap.prefix_key import PrefixCounts
 from dualmap.types import Reason
 from dualmap_sim.fleet.engine import CHUNK_TOKENS, Engine, EngineListener
 from dualmap_sim.fleet.engines import make_engine
@@ -21,6 +24,15 @@ from dualmap_sim.workloads.arrival import Arrival
 
 _PROBE_S = 0.1
 """How often a router asks again for who waits at it."""
+_ROUNDING_S = 1e-6
+
+
+class _NoCounts(PrefixCounts):
+    """Splits no prefix."""
+
+    def observe(self, hashes: Sequence[int], num_instances: int) -> bool:
+        """Nothing changes."""
+        return False
 
 
 class Fleet:
@@ -35,6 +47,8 @@ class Fleet:
         self._hop_rng = Random(f"hops/{setup.seed}")
         self.books = Books.empty(setup.num_instances)
         self.flights: list[Flight] = []
+        self._late_left: int | None = None
+        self._due: list[tuple[float, int, Flight]] = []
         self._next_router = 0
         names = setup.names or tuple(f"i{index}" for index in range(setup.num_instances))
         self.instances = [self._instance(index) for index in range(setup.num_instances)]
@@ -43,6 +57,8 @@ class Fleet:
             self.loop, lambda index: self.instances[index].perf(), setup.num_instances, setup.telemetry_s
         )
         self.pool = Pool.of(names, weights, telemetry)
+        if not setup.adaptive_key:
+            self.pool.counts = _NoCounts()
         self._sights = [
             Sight(self.pool, self.books, 0.0, self._rng, router, setup.noise)
             for router in range(setup.num_routers)
@@ -71,10 +87,21 @@ class Fleet:
     def run(self, arrivals: Sequence[Arrival], most_late: int | None = None) -> bool:
         """Let all of them through, to the last token; false if it ended early, after `most_late` late ones."""
         self._arrivals = iter(arrivals)
-        self._late_left = len(arrivals) if most_late is None else most_late
+        self._late_left = most_late
         self._schedule_next()
         self.loop.run()
-        return self._late_left >= 0
+        self._count_late(inf)
+        return self._late_left is None or self._late_left >= 0
+
+    def _count_late(self, now_s: float) -> None:
+        """Count who has missed its SLO, whether it still waits or not, and end the run when they are too many."""
+        if self._late_left is None:
+            return
+        due = self._due
+        while due and due[0][0] < now_s:
+            self._late_left -= not heappop(due)[2].within_slo
+        if self._late_left < 0:
+            self.loop.stop()
 
     def _schedule_next(self) -> None:
         arrival = next(self._arrivals, None)
@@ -86,6 +113,9 @@ class Fleet:
         flight = Flight(arrival, slo_s, self._next_router)
         self._next_router = (self._next_router + 1) % self._setup.num_routers
         self.flights.append(flight)
+        if self._late_left is not None:
+            heappush(self._due, (arrival.at_s + slo_s + _ROUNDING_S, len(self.flights), flight))
+            self._count_late(self.loop.now_s)
         queue = self._waiting[flight.router]
         # Who waits at the router already goes first.
         choice = None if queue else self._policy.place(flight, self._sight(flight.router))
@@ -177,6 +207,9 @@ class Fleet:
         # The route function books it: under round-robin that takes a turn.
         self.pool.turn += 1
         choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
+        key = self.pool.key(flight.arrival)
+        if target not in self.pool.candidates(key):
+            self.pool.outposts.put(key, self.pool.names[target])
         self._dispatch(flight, replace(choice, backup=source.index))
 
     def _forget_expected(self, source: SimInstance, arrival: Arrival) -> None:
@@ -194,10 +227,7 @@ class Fleet:
             books.decodes(flight.charge)
         if self._feedback is not None:
             self._feedback.first_token(flight)
-        if not flight.within_slo:
-            self._late_left -= 1
-            if self._late_left < 0:
-                self.loop.stop()
+        self._count_late(self.loop.now_s)
 
     def finished(self, flight: Flight) -> None:
         """It is over."""

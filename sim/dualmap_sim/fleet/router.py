@@ -8,6 +8,7 @@ from random import Random
 import xxhash
 
 from dualmap.hash_ring import RingPair
+from dualmap.outposts import Outposts
 from dualmap.prefix_key import PrefixCounts, key_depth
 from dualmap.ttft import estimate
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed, Reason
@@ -51,6 +52,7 @@ class Pool:
     rings: RingPair
     counts: PrefixCounts = field(default_factory=PrefixCounts)
     holders: Holders = field(default_factory=Holders)
+    outposts: Outposts = field(default_factory=Outposts)
     index_of: dict[str, int] = field(default_factory=dict)
     turn: int = -1
     """Of the last decision: the first one's is 0, as in the store."""

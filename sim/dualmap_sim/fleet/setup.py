@@ -7,6 +7,7 @@ from dualmap.queue_order import OrderRule
 from dualmap.rebalance import RebalanceRule
 from dualmap.types import ChoiceRule, Slo
 from dualmap_sim.engine.profile import EngineProfile
+from dualmap_sim.fleet.serial import SerialProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,13 @@ class FleetSetup:
     order: OrderRule = OrderRule()
     preempt: PreemptRule = PreemptRule()
     rebalance: RebalanceRule | None = RebalanceRule()
-    model: str | EngineProfile = "serial"
-    """What the engines are: `serial`, or chunked with a profile or the name of one; `kv_blocks` holds for all."""
+    adaptive_key: bool = True
+    """False keeps prefix keys at one chunk, whatever is popular."""
+    model: str | EngineProfile | SerialProfile = "serial"
+    """What the engines are: `serial` or its profile, or chunked with a profile or the name of one.
+
+    `kv_blocks` holds for all.
+    """
     ahead_tokens: int = 0
     step_tokens: int = 0
     max_running: int = 256

@@ -50,7 +50,7 @@ POLICIES: Mapping[str, PolicySpec] = {
     "sglang": PolicySpec(lambda setup: SGLangCacheAware()),
     "preble": PolicySpec(lambda setup: Preble(setup.kv_blocks)),
     "mooncake": PolicySpec(lambda setup: Mooncake()),
-    "llm-d": PolicySpec(lambda setup: LlmD()),
+    "llm-d": PolicySpec(lambda setup: LlmD(setup.kv_blocks)),
     "dynamo": PolicySpec(lambda setup: Dynamo()),
     "skywalker": PolicySpec(lambda setup: SkyWalker()),
     "skywalker-ch": PolicySpec(lambda setup: SkyWalkerHash()),

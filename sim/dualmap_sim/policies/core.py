@@ -32,7 +32,10 @@ class CorePolicy:
             self._others(flight, sight, pair, key),
             self._rule,
             pool.turn,
+            self._outpost(flight, sight, pair, key),
         )
+        if decision.instance not in (pool.names[index] for index in pair):
+            pool.outposts.put(key, decision.instance)
         index_of = pool.index_of
         chosen, other = decision.chosen, decision.other
         return Choice(
@@ -45,6 +48,15 @@ class CorePolicy:
             backup=index_of[other.instance] if other is not None else None,
             backup_depth=other.owned_chunks if other is not None else 0,
         )
+
+    def _outpost(self, flight: Flight, sight: Sight, pair: list[int], key: int) -> InstanceView | None:
+        name = sight.pool.outposts.get(key)
+        if name is None:
+            return None
+        index = sight.pool.index_of[name]
+        if index in pair or index not in sight.usable:
+            return None
+        return sight.view(flight, index, sight.depth(flight.arrival, index))
 
     def _others(self, flight: Flight, sight: Sight, pair: list[int], key: int) -> Iterator[InstanceView]:
         usable = sight.usable

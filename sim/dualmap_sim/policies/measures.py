@@ -1,7 +1,9 @@
 """The measures that baselines share: what an instance has to do, and what a prompt would cost there."""
 
+from collections.abc import Sequence
+
 from dualmap.ttft import estimate
-from dualmap.types import ChoiceRequest, ChoiceRule, Estimate
+from dualmap.types import ChoiceRequest, ChoiceRule
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
 from dualmap_sim.fleet.flight import Flight
 from dualmap_sim.fleet.router import Sight
@@ -26,7 +28,11 @@ def uncached_tokens(arrival: Arrival, depth: int) -> int:
     return arrival.input_tokens - cached_tokens(arrival, depth)
 
 
-def expected(flight: Flight, sight: Sight, index: int, depth: int) -> Estimate:
-    """What one instance is expected to do with a request; `load_s + own_s` is its TTFT under FCFS."""
+def fcfs_ttft_s(flight: Flight, sight: Sight, depths: Sequence[int]) -> dict[int, float]:
+    """Expected TTFT on each usable instance if it serves first come, first served: all its work, then this."""
     request = ChoiceRequest(flight.arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
-    return estimate(request, sight.view(flight, index, depth), _NO_RULE)
+    ttft_s = {}
+    for index in sight.usable:
+        seen = estimate(request, sight.view(flight, index, depths[index]), _NO_RULE)
+        ttft_s[index] = seen.load_s + seen.own_s
+    return ttft_s

@@ -7,7 +7,7 @@ rejection of what would miss its SLO, since a comparison of capacity has to serv
 
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.router import Sight
-from dualmap_sim.policies.measures import expected
+from dualmap_sim.policies.measures import fcfs_ttft_s
 
 
 class Mooncake:
@@ -15,10 +15,5 @@ class Mooncake:
 
     def place(self, flight: Flight, sight: Sight) -> Choice:
         """The instance with the smallest sum; ties go to the first."""
-        depths = sight.depths(flight.arrival)
-
-        def ttft_s(index: int) -> float:
-            seen = expected(flight, sight, index, depths[index])
-            return seen.load_s + seen.own_s
-
-        return sight.choice(flight, min(sight.usable, key=ttft_s))
+        ttft_s = fcfs_ttft_s(flight, sight, sight.depths(flight.arrival))
+        return sight.choice(flight, min(ttft_s, key=ttft_s.__getitem__))

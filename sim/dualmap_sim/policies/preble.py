@@ -13,6 +13,7 @@ Not known: whether `running` counts what waits for its prefill (here it does not
 one), the miss rate of what nobody asked for within the window (here 0), and ties (here the first instance).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from dualmap.types import PrefillSpeed
@@ -71,7 +72,7 @@ class Preble:
         cached = cached_tokens(arrival, longest)
         # 1. Most of it would have to be computed everywhere: explore.
         if cached <= arrival.input_tokens - cached:
-            return min(usable, key=lambda i: load_s[i] + self._explore_s(flight, sight, i, depths[i]))
+            return self._explore(flight, sight, depths, load_s)
         # 2. Its prefix has become slow: one more instance gets it.
         holders = [index for index in usable if depths[index] == longest]
         if len(holders) < len(usable) and self._became_slow(arrival.chunks[longest - 1], sight.now_s):
@@ -93,14 +94,28 @@ class Preble:
         prefix.ttfts.clear()
         return True
 
-    def _explore_s(self, flight: Flight, sight: Sight, index: int, depth: int) -> float:
-        """M + P: what would be evicted, and what would be computed."""
+    def _explore(
+        self, flight: Flight, sight: Sight, depths: Sequence[int], load_s: Mapping[int, float]
+    ) -> int:
+        """The smallest L + M + P."""
         arrival = flight.arrival
-        cached = cached_tokens(arrival, depth)
-        num_new = -(-arrival.input_tokens // CHUNK_TOKENS) - depth
-        evicted_s = self._window.lost_s(self._memory(index).evicted_by(num_new))
-        speed = self._speed(flight, sight, index)
-        return evicted_s + speed.prefill_s(arrival.input_tokens - cached, cached)
+        without_m = []
+        for index, load in load_s.items():
+            cached = cached_tokens(arrival, depths[index])
+            prefill_s = self._speed(flight, sight, index).prefill_s(arrival.input_tokens - cached, cached)
+            without_m.append((load + prefill_s, index))
+        best = (math.inf, 0)
+        for cost, index in sorted(without_m):
+            # M is never negative: who is behind without it stays behind.
+            if cost > best[0]:
+                break
+            best = min(best, (cost + self._evicted_s(flight, index, depths[index]), index))
+        return best[1]
+
+    def _evicted_s(self, flight: Flight, index: int, depth: int) -> float:
+        """M: what would have to go."""
+        num_new = -(-flight.arrival.input_tokens // CHUNK_TOKENS) - depth
+        return self._window.lost_s(self._memory(index).evicted_by(num_new))
 
     def _speed(self, flight: Flight, sight: Sight, index: int) -> PrefillSpeed:
         return sight.view(flight, index, 0).speed

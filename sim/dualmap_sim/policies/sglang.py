@@ -2,8 +2,9 @@
 
 Source: BASELINES.md: match ratio > 0.5, imbalance when max - min > 32 and max > 1.0001 x min of the requests
 outstanding; approximate per-worker trees, bounded. The router knows only what it sent, not what engines hold.
-Not known: the bound's size and how often what is over it goes (here `MAX_CHUNKS`, once a minute; trees that were
-trimmed at once would all be equally large and the first instance always the smallest), and ties: here the first.
+Not known: the bound's size and how often what is over it goes (here `MAX_CHUNKS`, about 4 MB of text, once a minute;
+trees trimmed at once would all be equally large, and the first instance always the smallest), and ties: here the first
+instance. Capacity hangs on both: what is forgotten is placed by size, so that smaller and idler trees balance better.
 """
 
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
@@ -15,7 +16,7 @@ from dualmap_sim.policies.sent_prefixes import SentPrefixes
 MATCH_RATIO = 0.5
 IMBALANCE_ABS = 32
 IMBALANCE_REL = 1.0001
-MAX_CHUNKS = 8192
+MAX_CHUNKS = 2048
 TRIM_EVERY_S = 60.0
 
 

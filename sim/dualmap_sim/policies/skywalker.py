@@ -1,10 +1,10 @@
 """SkyWalker: push only to an instance without a pending request, else wait at the router.
 
 Source: BASELINES.md: longest prefix match among those without a pending request, probed every 100 ms; else the
-router's FCFS queue. A request is pending while it waits for the prefill to begin; what the engine is prefilling is
-running. `skywalker-ch` walks a ring from the user's key instead of matching prefixes.
-Not modelled: the spill to a peer region, as there is one region. Not known: ties (here fewest requests, then the
-first), and whether the ring variant pushes as selectively (here it does).
+router's FCFS queue. `skywalker-ch` walks a ring from the user's key instead of matching prefixes.
+Not modelled: the spill to a peer region, as there is one region. Not known: whether a request that is being prefilled
+is pending (here it is, until its first token), ties (here fewest requests, then the first), and whether the ring
+variant pushes as selectively (here it does).
 """
 
 from collections.abc import Sequence
@@ -46,14 +46,8 @@ class SkyWalkerHash:
 
 
 def without_pending(sight: Sight) -> Sequence[int]:
-    """The instances where no request waits for its prefill, as the last probe and the router's own books say."""
-    free = []
-    for index in sight.usable:
-        running = sight.pool.telemetry.of(index).running
-        prefilling = running is not None and not running.released
-        if sight.loads[index].num_pending - prefilling <= 0:
-            free.append(index)
-    return free
+    """The instances where no request waits for its first token."""
+    return [index for index in sight.usable if not sight.loads[index].num_pending]
 
 
 def user_ring_key(arrival: Arrival) -> int:

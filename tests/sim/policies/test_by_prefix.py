@@ -1,6 +1,5 @@
 import pytest
 
-from dualmap_sim.fleet.state import Charge
 from dualmap_sim.policies.aibrix_prefix import AIBrixPrefix
 from dualmap_sim.policies.llm_d import MAX_TTFT_PENALTY_S, LlmD
 from dualmap_sim.policies.sent_prefixes import SentPrefixes
@@ -75,33 +74,56 @@ def test_memory_drops_the_ends_of_the_least_recent() -> None:
 
 
 def test_llm_d_sticks_to_the_prefix_until_the_penalty_is_too_high() -> None:
+    pool, policy = HandMade(3), LlmD(840)
+    pool.holds(1, PROMPT)
+    # About 0.5 s are saved; two that wait would take it elsewhere by score.
+    for own_s in (MAX_TTFT_PENALTY_S, 0.4):
+        assert policy.place(flight(PROMPT), pool.sight).index == 1
+        pool.pending(1, own_s=own_s)
+        pool.decoding(1, blocks=300)
+    assert policy.place(flight(PROMPT), pool.sight).index == 1
+    pool.pending(1, own_s=0.4)
+    assert policy.place(flight(PROMPT), pool.sight).index == 0
+
+
+def test_llm_d_chooses_by_score_among_several_that_hold_the_prefix() -> None:
     pool = HandMade(3)
     pool.holds(1, PROMPT)
-    for own_s in (MAX_TTFT_PENALTY_S, 0.4):
-        assert LlmD().place(flight(PROMPT), pool.sight).index == 1
-        pool.pending(1, own_s=own_s)
-    # 1.4 s of wait against 0.5 s of prefill: still under the bound.
-    assert LlmD().place(flight(PROMPT), pool.sight).index == 1
-    pool.pending(1, own_s=0.4)
-    assert LlmD().place(flight(PROMPT), pool.sight).index == 0
+    pool.holds(2, PROMPT)
+    pool.pending(1)
+    assert LlmD(840).place(flight(PROMPT), pool.sight).index == 2
 
 
 @pytest.mark.parametrize(
-    ("depth", "pending", "decoding", "expected"),
+    ("depth", "waiting", "decode_blocks", "expected"),
     [
-        (4, 0, 0, 1),
-        (4, 1, 0, 0),  # 3 against 2 + 2: a queue at its worst also holds the most blocks
-        (4, 0, 1, 1),  # 3 + 2 against 2 + 2
+        (4, 0, 0, 1),  # 40 % of the prompt are 1.2
+        (4, 1, 0, 0),  # the longest queue is 2 behind
+        (4, 0, 55, 1),  # 55 % of the blocks are 1.1
+        (4, 0, 65, 0),
         (0, 0, 1, 0),
     ],
 )
-def test_llm_d_weighs_prefix_queue_and_kv(depth: int, pending: int, decoding: int, expected: int) -> None:
+def test_llm_d_weighs_prefix_queue_and_kv(
+    depth: int, waiting: int, decode_blocks: int, expected: int
+) -> None:
     pool = HandMade(2)
     pool.holds(1, PROMPT[:depth])  # less than what makes it stick
-    for _ in range(pending):
+    for _ in range(waiting):
         pool.pending(1)
-    pool.decoding(1, decoding)
-    assert LlmD().place(flight(PROMPT), pool.sight).index == expected
+    if decode_blocks:
+        pool.decoding(1, blocks=decode_blocks)
+    assert LlmD(100).place(flight(PROMPT), pool.sight).index == expected
+
+
+def test_llm_d_spreads_the_queue_over_the_pool() -> None:
+    pool = HandMade(3)
+    pool.holds(1, PROMPT[:4])
+    # One of four waits there: 0.5 of 2 lost, against the prefix's 1.2.
+    pool.pending(1)
+    for _ in range(4):
+        pool.pending(2)
+    assert LlmD(100).place(flight(PROMPT), pool.sight).index == 1
 
 
 # aibrix-prefix
@@ -152,11 +174,10 @@ def test_skywalker_matches_prefixes_among_the_free() -> None:
     assert choice.index == 2
 
 
-def test_what_is_prefilled_is_not_pending_to_skywalker() -> None:
-    pool = HandMade(1)
-    charge: Charge = pool.pending(0)
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is None
-    pool.perfs[0].running = charge
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is not None
+def test_what_decodes_is_not_pending_to_skywalker() -> None:
+    pool = HandMade(2)
     pool.pending(0)
-    assert SkyWalker().place(flight(PROMPT), pool.sight) is None
+    pool.decoding(1, 20)
+    choice = SkyWalker().place(flight(PROMPT), pool.sight)
+    assert choice is not None
+    assert choice.index == 1

@@ -117,14 +117,18 @@ def test_running_requests_are_load_by_the_median_output_and_tpot() -> None:
     assert policy._window.load_s(1) == pytest.approx(20 * CHUNK_S)
 
 
-def test_eviction_of_what_is_asked_for_keeps_explorers_away() -> None:
-    pool, policy = HandMade(2, speed=SPEED), Preble(10)
+@pytest.mark.parametrize(("kv_blocks", "expected"), [(10, 0), (840, 1)])
+def test_eviction_of_what_is_asked_for_keeps_explorers_away(kv_blocks: int, expected: int) -> None:
+    pool, policy = HandMade(2, speed=SPEED), Preble(kv_blocks)
     assert place(policy, pool, flight(PROMPT)) == 0
-    assert place(policy, pool, flight((*range(200, 211),))) == 1
-    assert policy._explore_s(flight((1, 2)), pool.sight, 0, 0) == pytest.approx(4 * CHUNK_S)
-    # It has dropped one over its bound: as full as the other.
-    assert policy._explore_s(flight((1, 2)), pool.sight, 1, 0) == pytest.approx(4 * CHUNK_S)
-    assert Preble(840)._explore_s(flight((1, 2)), pool.sight, 0, 0) == pytest.approx(2 * CHUNK_S)
+    assert place(policy, pool, flight(range(200, 210)), 100.0) == 1
+    # One that decodes weighs as much as 10.5 chunks.
+    pool.decoding(0)
+    done = answered(flight(), 150.0, 0.5)
+    done.finished_s = 150.0 + 10.5 * CHUNK_S / 10 * 9
+    policy.finished(done)
+    # Loads of 10.5 and 10; but a full second instance would lose three chunks of this window, the first of an older.
+    assert place(policy, pool, flight((1, 2, 3)), 181.0) == expected
 
 
 @pytest.mark.parametrize(("others_chunks", "expected"), [(6, 1), (7, 0)])

@@ -1,0 +1,1 @@
+"""What is behind `dualmap simulate`: its options as a plan, and how its results look."""

@@ -1,0 +1,1 @@
+"""Studies: runs, capacities and comparisons over policies, workloads, rates, seeds and fleets."""
