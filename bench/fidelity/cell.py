@@ -1,5 +1,6 @@
 """What is run: one policy at one rate, on the same fleet and workload on both sides."""
 
+import random
 from dataclasses import dataclass, replace
 
 from dualmap.prefix import chunk_hashes, prefix_seed
@@ -20,8 +21,10 @@ NUM_ROUTERS = 2
 SLO_S = 5.0
 KV_BLOCKS = 200
 """Of 512 tokens, as everything that the simulator has: so few that documents are evicted between two questions."""
-HOP_S = 0.0035
-"""A hop of the live system on loopback, as this bench measures it."""
+HOP_S = 0.0055
+"""A hop of the live system on loopback, as this bench measures it on two busy cores; 0.0035 on idle ones."""
+JITTER_S = 0.005
+"""How much sooner or later a request may as well come."""
 PROFILE = EngineProfile(block_size=512, num_kv_blocks=KV_BLOCKS)
 POOL = "fidelity"
 _SHAPE = {
@@ -58,19 +61,24 @@ class Cell:
             for request in make_workload("documents", traffic, _SHAPE)
         ]
 
-    def arrivals(self, requests: list[TimedRequest]) -> list[Arrival]:
-        """The same with the very chunk hashes that the routers compute, and so the same keys and candidates."""
-        seed = prefix_seed(POOL)
-        return [
+    def arrivals(self, requests: list[TimedRequest], seed: int) -> list[Arrival]:
+        """The same with the very chunk hashes that the routers compute, and so the same keys and candidates.
+
+        Each comes up to `JITTER_S` sooner or later, as `seed` draws it.
+        """
+        rng = random.Random(seed)
+        pool_seed = prefix_seed(POOL)
+        arrivals = [
             Arrival(
-                at_s=request.at_s,
+                at_s=max(request.at_s + rng.uniform(-JITTER_S, JITTER_S), 0.0),
                 request_id=request.request_id,
                 input_tokens=request.input_tokens,
                 output_tokens=request.output_tokens,
-                chunks=tuple(chunk_hashes("".join(s.text() for s in request.prompt).encode(), seed)),
+                chunks=tuple(chunk_hashes("".join(s.text() for s in request.prompt).encode(), pool_seed)),
             )
             for request in requests
         ]
+        return sorted(arrivals, key=lambda arrival: arrival.at_s)
 
     def setup(self, seed: int) -> FleetSetup:
         """The simulated fleet, under the live services' own settings; `seed` draws what hops take."""

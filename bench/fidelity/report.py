@@ -20,7 +20,7 @@ def table(comparisons: Sequence[Comparison]) -> list[str]:
         (
             one.policy,
             f"{one.rate_req_s:g}",
-            *map(_shown, one.ranges),
+            *map(_shown, one.measures),
             f"{one.live.moves} {_spread([run.moves for run in one.simulated])}",
             f"{one.live.escapes} {_spread([run.escapes for run in one.simulated])}",
             f"{one.alike_share:.0%}",
@@ -48,15 +48,16 @@ def text(comparisons: Sequence[Comparison]) -> str:
     lines += [f"doubt: {one.policy} at {one.rate_req_s:g}/s: {one.doubt}" for one in comparisons if one.doubt]
     apart = [
         f"{one.policy} at {one.rate_req_s:g}/s: {_TITLES[measure.name]} {_shown(measure)}"
-        + (", within the range of the simulator's own runs" if measure.is_chance else "")
+        + (" (live is within the range of the simulator's own runs)" if measure.may_be_chance else "")
         for one in comparisons
-        for measure in one.ranges
+        for measure in one.measures
         if not measure.agrees
     ]
-    num_measures = sum(len(one.ranges) for one in comparisons)
+    num_measures = sum(len(one.measures) for one in comparisons)
+    agree = all(one.agrees for one in comparisons)
     lines.append(
-        f"verdict: {num_measures - len(apart)} of {num_measures} within {LIMIT:.0%}"
-        + ("" if apart else ": the simulator agrees with the live system")
+        f"verdict: {num_measures - len(apart)} of {num_measures} within {LIMIT:.0%}; the simulator "
+        f"{'agrees' if agree else 'does not agree'} with the live system"
     )
     return "\n".join([*lines, *(f"  beyond: {line}" for line in apart)])
 

@@ -8,12 +8,14 @@ from dualmap_sim.workloads import TimedRequest
 
 
 def run_simulated(cell: Cell, requests: list[TimedRequest], seed: int) -> list[Seen]:
-    """Every request's outcome, in order of arrival."""
+    """Every request's outcome, in the order of `requests`."""
     setup = cell.setup(seed)
     fleet = Fleet(setup, make_policy(setup))
-    fleet.run(cell.arrivals(requests))
+    fleet.run(cell.arrivals(requests, seed))
+    flights = {flight.arrival.request_id: flight for flight in fleet.flights}
     seen = []
-    for flight in fleet.flights:
+    for request in requests:
+        flight = flights[request.request_id]
         assert flight.ttft_s is not None
         assert flight.sequence is not None
         assert flight.choice is not None

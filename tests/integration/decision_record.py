@@ -102,7 +102,7 @@ def _call(packed: bytes, hashes: bytes, pool: bytes) -> RouteCall:
     """The arguments of `route` as the value that they were made from."""
     (
         router, charge_id, policy, prompt_tokens, chunk_tokens, slo_s, lambda_own, escape_at, escape_margin,
-        paper_factor, split_version, key_depth, start, pair, count, book, max_wait_s, speed,
+        paper_factor, split_version, key_depth, start, pair, count, book, max_wait_s, speed, at_home,
     ) = msgspec.msgpack.decode(packed)  # fmt: skip
     call = RouteCall(
         router=router,
@@ -119,6 +119,7 @@ def _call(packed: bytes, hashes: bytes, pool: bytes) -> RouteCall:
         max_wait_s=max_wait_s,
         count=count,
         book=book,
+        at_home=at_home,
     )
     # A field that is not read here would go unnoticed otherwise.
     assert call.args()[0] == packed

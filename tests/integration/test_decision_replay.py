@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from redis.asyncio import Redis
 
+from dualmap.outposts import Outposts
 from dualmap.prefix import chunk_hashes, prefix_seed
 from dualmap.ttft import DEFAULT_SPEED
-from dualmap.types import ChoiceRule, InstanceView
+from dualmap.types import ChoiceRule, InstanceView, Reason
 from dualmap_cli.load import RequestRecord
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -86,7 +87,7 @@ async def test_a_live_trace_replays_to_the_same_decisions() -> None:
     policies = Counter(one.call.rule.policy for one in routed)
     reasons = Counter(str(one.answer.reason) for one in routed if isinstance(one.answer, Routed))
     assert policies.keys() == set(POLICIES)
-    assert reasons.keys() >= {"affinity", "load", "escape", "policy"}
+    assert reasons.keys() >= {"affinity", "load", "outpost", "escape", "policy"}
     # Real ones: over work on the books, prefixes held, prefills seen to run, and keys of several lengths.
     views = [view for one in routed for view in one.views.values()]
     assert sum(view.feasible_s > 0.0 for view in views) > NUM_REQUESTS / 2
@@ -138,6 +139,7 @@ def replayed(trace: Sequence[Recorded]) -> list[Decided]:
     pool = Pool.of(names, [1.0] * NUM_WORKERS, telemetry)
     policies: dict[ChoiceRule, CorePolicy] = {}
     splits: dict[int, frozenset[int]] = {}
+    outposts = Outposts()
     decisions: list[Decided] = []
     for one in trace:
         call, counts = one.call, pool.counts
@@ -157,7 +159,15 @@ def replayed(trace: Sequence[Recorded]) -> list[Decided]:
         pair = [index for index in pool.candidates(key) if index in pool.usable]
         pair = pair or [pool.usable[key % len(pool.usable)]]
         sight = RecordedSight(pool, Books.empty(NUM_WORKERS), 0.0, None, views=one.views)  # type: ignore[arg-type]
-        choice = policies.setdefault(call.rule, CorePolicy(call.rule)).place(flight, sight)
+        # Outposts are the default policy's alone.
+        pool.outposts = outposts if call.rule.policy == "dualmap" else Outposts()
+        if call.at_home:
+            choice = policies.setdefault(call.rule, CorePolicy(call.rule)).place(flight, sight)
+        else:
+            # As the fleet does with a move.
+            choice = sight.choice(flight, pool.index_of[one.names[0]], Reason.ONLY)
+            if choice.index not in pool.candidates(key):
+                pool.outposts.put(key, names[choice.index])
         if not call.count:
             counts.splits = set(now_split)
         decisions.append(
