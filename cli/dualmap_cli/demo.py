@@ -1,7 +1,7 @@
 """The demo: a real workload through the whole system, with a hotspot in the middle, and what came of it.
 
-In the middle third one prefix turns hot and one engine turns ten times slower, which no router can foresee:
-requests that already wait behind it are moved. Afterwards the books are checked: every request answered
+In the middle third one prefix turns hot, and one engine behind which requests wait turns ten times slower, which no
+router can foresee: they are moved. Afterwards the books are checked: every request answered
 once with the right text, and nothing left anywhere.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from redis.asyncio import Redis
 
 from dualmap_cli.leftovers import Leftovers, settle
 from dualmap_cli.load import LoadOptions, LoadReport, LoadResult, Slo, run_load
@@ -23,6 +24,7 @@ from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.engine.canonical import answers
 from dualmap_sim.workloads import Hotspot, TimedRequest, Traffic, add_hotspot, make_workload
 from dualmap_sim.workloads.mooncake import TraceReading, read_mooncake
+from dualmap_wire.redis_keys import PoolKeys
 
 _MODEL = "sim-model"
 _SLOW_FACTOR = 10.0
@@ -135,19 +137,38 @@ def _right_text(request: TimedRequest, text: str) -> bool:
 async def _trouble(
     stack: Stack, options: DemoOptions, requests: Sequence[TimedRequest], said: Callable[[str], None]
 ) -> None:
-    """Slow one engine down for a while in the middle."""
+    """Slow one engine down for a while in the middle, one behind which requests wait."""
     if not options.hotspot:
         return
     last_s = requests[-1].at_s / options.time_scale
-    url = stack.engine_urls[0]
     await asyncio.sleep(last_s * 0.40)
-    said(f"worker-1's engine turns {_SLOW_FACTOR:g} times slower")
+    worker = await _busy_worker(stack, options.slo_s / options.time_scale / 2, last_s * 0.10)
+    url = stack.engine_urls[worker - 1]
+    said(f"worker-{worker}'s engine turns {_SLOW_FACTOR:g} times slower")
     try:
         await _post(f"{url}/admin/faults", {"slow_down": _SLOW_FACTOR})
         await asyncio.sleep(last_s * 0.20)
     finally:
         await asyncio.shield(_post(f"{url}/admin/faults", {"slow_down": 1.0}))
-    said("worker-1's engine is itself again")
+    said(f"worker-{worker}'s engine is itself again")
+
+
+async def _busy_worker(stack: Stack, booked_s: float, patience_s: float) -> int:
+    """The number of a worker with that much prefill work booked, or of the busiest when none has it in time."""
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + patience_s
+    redis: Any = Redis.from_url(stack.redis_url)  # its stub does not know that replies are bytes here
+    try:
+        while True:
+            booked: Counter[str] = Counter()
+            for name, micros in (await redis.hgetall(PoolKeys(stack.options.pool).charges)).items():
+                booked[name.decode()[2:]] += int(micros)
+            busiest, most = max(booked.items(), key=lambda item: item[1], default=("worker-1", 0))
+            if most / 1e6 >= booked_s or clock() > until_s:
+                return int(busiest.rpartition("-")[2])
+            await asyncio.sleep(0.02)
+    finally:
+        await redis.aclose()
 
 
 async def _post(url: str, body: dict[str, Any]) -> None:
