@@ -30,7 +30,11 @@ def main() -> None:
         "--parts", default="", help="only these tables: fixed,scaled,sixteen,robust,paper,ours"
     )
     parser.add_argument("--workloads", default="", help="only these, by name; a trace's is its file's")
+    parser.add_argument("--policies", default="", help="only these policies and bounds, by name")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--no-plots", action="store_true", help="leave the plots out: they take as long again"
+    )
     parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="where to write [docs/, or build/bench-policies-quick/]")
@@ -39,7 +43,14 @@ def main() -> None:
     for trace in traces:
         if not Path(trace).is_file():
             sys.exit(f"no trace at {trace!r}: make bench-policies TRACE=conversation.jsonl")
-    scope = Scope(options.quick, options.seeds, _names(options.parts), _names(options.workloads))
+    scope = Scope(
+        quick=options.quick,
+        seeds=options.seeds,
+        parts=_names(options.parts),
+        workloads=_names(options.workloads),
+        policies=_names(options.policies),
+        plots=not options.no_plots,
+    )
     config = make_config(traces, scope)
     out = options.out or _ROOT / ("build/bench-policies-quick" if options.quick else "docs")
     cells = Cells(_ROOT / "build/bench-policies.json", _code())

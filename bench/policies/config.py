@@ -49,6 +49,9 @@ class Scope:
     """Their keys; all when empty."""
     workloads: Sequence[str] = ()
     """By name, the traces' being their files'; all when empty."""
+    policies: Sequence[str] = ()
+    """And bounds, in the tables of all; all when empty."""
+    plots: bool = True
 
 
 def make_config(traces: Sequence[str], scope: Scope) -> Config:
@@ -61,10 +64,10 @@ def make_config(traces: Sequence[str], scope: Scope) -> Config:
         sources = sources[:1]
     if scope.workloads:
         sources = [source for source in sources if source.name in scope.workloads]
-    names = _QUICK if quick else NAMES
+    names = [name for name in (_QUICK if quick else NAMES) if not scope.policies or name in scope.policies]
     pool = FleetSetup()
     parts = [
-        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, 1),
+        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, int(scope.plots)),
         _grid("scaled", "Capacity under an SLO that grows with the prompt", sources, SCALED_SLO, pool, names),
     ]
     if not quick:
