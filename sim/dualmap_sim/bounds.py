@@ -41,6 +41,8 @@ def pooled(setup: FleetSetup) -> FleetSetup:
         setup,
         num_instances=1,
         kv_blocks=setup.kv_blocks * num,
+        # It is a bound: nothing happens to it.
+        changes=(),
         max_running=setup.max_running * num,
         model=_faster(model_profile(setup), num),
         speed_factors=(),

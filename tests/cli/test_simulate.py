@@ -81,6 +81,14 @@ def test_a_comparison_takes_several_of_everything(tmp_path: Path) -> None:
         (["--trace", "/none"], "Invalid value for --trace: /none"),
         (["--trace", "/none", "--workload", "chat"], "--trace excludes --workload"),
         (["--workload", "chat", "--set", "x=1"], "Invalid value for --set: chat has no setting 'x'"),
+        (
+            ["--workload", "chat", "--change", "gone"],
+            "Invalid value for --change: 'gone' is not like lose:0@600",
+        ),
+        (
+            ["--workload", "chat", "--change", "lose:8@30"],
+            "Invalid value for --change: there is no instance 8 of 8; they count from 0",
+        ),
         (["--workload", "chat", "--set", "x"], "Invalid value for --set: it takes NAME=NUMBER"),
         (
             ["--workload", "chat", "--policy", "fast"],

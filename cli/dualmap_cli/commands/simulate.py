@@ -67,6 +67,8 @@ _fleet = _options(
                  help="More of it per 1,000 prompt tokens."),
     click.option("--model", default="serial", **_SHOWN, help="serial, or a profile of `dualmap sim-engine`."),
     click.option("--routers", type=click.IntRange(1, 1024), default=1, **_SHOWN, help="How many routers."),
+    click.option("--change", "changes", multiple=True, metavar="KIND:INSTANCE@S",
+                 help="lose, drain or join an instance after so many seconds, as lose:0@600; several are allowed."),
     click.option("--noise", type=click.FloatRange(0, 1, max_open=True), default=0.0, **_SHOWN,
                  help="Prefill estimates are off by up to this share."),
     click.option("--sync-s", type=_NOT_NEGATIVE, default=0.0, **_SHOWN,

@@ -1,6 +1,7 @@
 """The options of `dualmap simulate` as a plan; what does not hold up is an error that names the option."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,7 +14,7 @@ from dualmap.queue_order import ORDERS, OrderName
 from dualmap.types import ChoiceRule, Slo
 from dualmap_sim.engine.errors import EngineConfigError
 from dualmap_sim.fleet.engines import model_profile
-from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.fleet.setup import Change, ChangeKind, FleetSetup
 from dualmap_sim.policies import POLICIES
 from dualmap_sim.study.comparison import Case, subjects
 from dualmap_sim.study.source import DEFAULT_REQUESTS, BuiltinSource, Source, TraceSource
@@ -41,6 +42,7 @@ class Options:
     slo_per_1k_s: float
     model: str
     routers: int
+    changes: tuple[str, ...]
     noise: float
     sync_s: float
     seed: int
@@ -83,6 +85,7 @@ def make_plan(options: Options) -> Plan:
     ]
     if len(cases) > 1 and not options.compare:
         raise click.UsageError("several workloads, sizes or SLOs at once are a comparison: add --compare")
+    _check_changes(_fleet(options).changes, sizes)
     num_seeds = options.seeds or (3 if capacity else 1)
     rates = () if capacity else _rates(options, sources, sizes[0])
     for source in sources:
@@ -106,6 +109,7 @@ def _fleet(options: Options) -> FleetSetup:
         preempt=replace(base.preempt, enabled=options.preempt is not False),
         model=options.model,
         num_routers=options.routers,
+        changes=tuple(_change(given) for given in options.changes),
         noise=options.noise,
         sync_s=options.sync_s,
     )
@@ -150,6 +154,26 @@ def _rates(options: Options, sources: Sequence[Source], num_instances: int) -> t
         return tuple(_numbers("--rate", options.rate))
     own = None if len(sources) > 1 else _reading(sources[0], sources[0].own_rate_req_s)
     return (own or num_instances / 2,)
+
+
+_CHANGE = re.compile(r"(lose|drain|join):(\d+)@(\d+(?:\.\d+)?)")
+
+
+def _change(given: str) -> Change:
+    found = _CHANGE.fullmatch(given)
+    if found is None:
+        raise click.BadParameter(f"{given!r} is not like lose:0@600", param_hint="--change")
+    kind, index, at_s = found.groups()
+    return Change(float(at_s), int(index), cast(ChangeKind, kind))
+
+
+def _check_changes(changes: Sequence[Change], sizes: Sequence[int]) -> None:
+    for change in changes:
+        if change.index >= min(sizes):
+            raise click.BadParameter(
+                f"there is no instance {change.index} of {min(sizes)}; they count from 0",
+                param_hint="--change",
+            )
 
 
 def _check_room(source: Source, kv_blocks: int) -> None:

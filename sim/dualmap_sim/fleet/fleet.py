@@ -1,7 +1,7 @@
 """A simulated fleet: routers, instances and a rebalancer over one loop, and a workload that runs through."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
@@ -57,6 +57,12 @@ class Fleet:
             self.loop, lambda index: self.instances[index].perf(), setup.num_instances, setup.telemetry_s
         )
         self.pool = Pool.of(names, weights, telemetry)
+        first = {change.index: change for change in reversed(setup.changes)}
+        absent = [index for index, change in first.items() if change.kind == "join"]
+        if absent:
+            for index in absent:
+                self.instances[index].kill()
+            self._change_members(set(self.pool.usable) - set(absent))
         if not setup.adaptive_key:
             self.pool.counts = _NoCounts()
         self._sights = [
@@ -88,6 +94,9 @@ class Fleet:
         """Let all of them through, to the last token; false if it ended early, after `most_late` late ones."""
         self._arrivals = iter(arrivals)
         self._late_left = most_late
+        does = {"lose": self._lose, "drain": self._drain, "join": self._join}
+        for change in self._setup.changes:
+            self.loop.at(change.at_s, does[change.kind], change.index)
         self._schedule_next()
         self.loop.run()
         self._count_late(inf)
@@ -121,6 +130,10 @@ class Fleet:
             flight.refused = True
             self._schedule_next()
             return
+        if not self.pool.usable:
+            flight.refused = True
+            self._schedule_next()
+            return
         queue = self._waiting[flight.router]
         # Who waits at the router already goes first.
         choice = None if queue else self._policy.place(flight, self._sight(flight.router))
@@ -136,6 +149,9 @@ class Fleet:
         """Place who waits at a router, first come, first served, as far as they can be placed now."""
         queue = self._waiting[router]
         while queue:
+            if not self.pool.usable:
+                self.loop.after(_PROBE_S, self._probe, router)
+                return
             choice = self._policy.place(queue[0], self._sight(router))
             if choice is None:
                 self.loop.after(_PROBE_S, self._probe, router)
@@ -170,6 +186,9 @@ class Fleet:
         self._after_hop(self._enqueue, flight, choice)
 
     def _enqueue(self, flight: Flight, choice: Choice) -> None:
+        if not self.instances[choice.index].alive:
+            self._retry(flight)
+            return
         self.instances[choice.index].enqueue(flight, choice)
         if self._rebalancer is not None:
             self._rebalancer.wake()
@@ -206,6 +225,9 @@ class Fleet:
 
     def _moved(self, flight: Flight, source: SimInstance, target: int) -> None:
         """Its router hears of it, and sends it on."""
+        if target not in self.pool.usable:
+            self._retry(flight)
+            return
         self._release(flight)
         self._forget_expected(source, flight.arrival)
         flight.moves += 1
@@ -221,6 +243,40 @@ class Fleet:
         """What was expected of a prompt that will not be computed there."""
         for chunk in arrival.chunks[source.engine.cached_chunks(arrival.chunks) :]:
             self.pool.holders.remove(chunk, source.index)
+
+    # Who comes and goes
+
+    def _change_members(self, usable: Iterable[int]) -> None:
+        self.pool.change_members(dict.fromkeys(usable, 1.0))
+
+    def _drain(self, index: int) -> None:
+        self.instances[index].draining = True
+        self._change_members(set(self.pool.usable) - {index})
+
+    def _join(self, index: int) -> None:
+        if not self.instances[index].alive:
+            self.instances[index] = self._instance(index)
+        self.instances[index].draining = False
+        self._change_members({*self.pool.usable, index})
+
+    def _lose(self, index: int) -> None:
+        lost = self.instances[index].kill()
+        self._change_members(set(self.pool.usable) - {index})
+        for flight in lost:
+            self._forget_expected(self.instances[index], flight.arrival)
+            if flight.first_token_s is None:
+                self._retry(flight)
+            else:
+                self.finished(flight)
+
+    def _retry(self, flight: Flight) -> None:
+        """Its instance is gone before its first token: its router decides anew."""
+        self._release(flight)
+        flight.moves += 1
+        queue = self._waiting[flight.router]
+        queue.appendleft(flight)
+        if len(queue) == 1:
+            self._probe(flight.router)
 
     # Ground
 

@@ -86,6 +86,8 @@ class SimInstance:
     def kill(self) -> list[Flight]:
         """The worker and its engine are gone; who was inside has to go elsewhere."""
         self.alive = False
+        if self._again is not None:
+            self._again.cancel()
         self.engine.kill()
         lost = list(self.flights.values())
         self.flights.clear()
@@ -159,6 +161,8 @@ class SimInstance:
         self._loop.at(max(flight.told_s, self._loop.now_s + self._hop()), self._last_byte, sequence)
 
     def _first_byte(self, sequence: Sequence) -> None:
+        if not self.alive:
+            return
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         flight.first_token_s = self._loop.now_s
@@ -169,6 +173,8 @@ class SimInstance:
         self.admit()
 
     def _last_byte(self, sequence: Sequence) -> None:
+        if not self.alive:
+            return
         flight = sequence.context
         assert isinstance(flight, Flight) and flight.job is not None
         tokens = flight.arrival.input_tokens

@@ -1,6 +1,7 @@
 """What is simulated: the fleet, its rules, and what goes wrong."""
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderRule
@@ -8,6 +9,22 @@ from dualmap.rebalance import RebalanceRule
 from dualmap.types import ChoiceRule, Slo
 from dualmap_sim.engine.profile import EngineProfile
 from dualmap_sim.fleet.serial import SerialProfile
+
+ChangeKind: TypeAlias = Literal["lose", "drain", "join"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of an instance, and when.
+
+    `lose`: it is gone, with its cache; who had no first token is sent elsewhere, and streams end there (a live router
+    continues them, at the cost of a prefill that is not simulated). `drain`: no new requests. `join`: it takes requests
+    from now on, with an empty cache; before a first `join` it is not there.
+    """
+
+    at_s: float
+    index: int
+    kind: ChangeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +64,5 @@ class FleetSetup:
     hop_s: float = 0.0
     """Mean of what processes and networks take, exponential: from a router's decision to the worker's queue, from the
     engine's first token to the worker and the client, from a queue back to the router for a request that moves."""
+    changes: tuple[Change, ...] = ()
+    """Instances that are lost, leave or come."""

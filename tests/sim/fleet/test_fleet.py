@@ -1,15 +1,20 @@
-"""A fleet whole: what cannot be served is refused and counts as late."""
+"""A fleet whole: what cannot be served is refused and counts as late; instances are lost, leave and come."""
+
+import pytest
 
 from dualmap_sim.fleet.fleet import Fleet
-from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.fleet.setup import Change, FleetSetup
+from dualmap_sim.fleet.state import Books
 from dualmap_sim.policies import make_policy
-from dualmap_sim.workloads.arrival import Arrival
+from dualmap_sim.workloads.arrival import Arrival, to_arrivals
+from dualmap_sim.workloads.registry import make_workload
+from dualmap_sim.workloads.traffic import Traffic
 
 ARRIVALS = [Arrival(0.0, "giant", 9_000, 4), Arrival(1.0, "small", 900, 4)]
 
 
-def make_fleet() -> Fleet:
-    setup = FleetSetup(kv_blocks=8)
+def make_fleet(*changes: Change) -> Fleet:
+    setup = FleetSetup(num_instances=1 if changes else 8, kv_blocks=8, changes=changes)
     return Fleet(setup, make_policy(setup))
 
 
@@ -22,3 +27,50 @@ def test_a_prompt_larger_than_an_instance_is_refused() -> None:
 def test_what_is_refused_counts_as_late() -> None:
     assert make_fleet().run(ARRIVALS, most_late=1)
     assert not make_fleet().run(ARRIVALS, most_late=0)
+
+
+def busy_fleet(*changes: Change, model: str = "serial") -> tuple[Fleet, list[Arrival]]:
+    setup = FleetSetup(num_instances=4, changes=changes, model=model)
+    arrivals = to_arrivals(make_workload("chat", Traffic(8.0, count=600, seed=5), {"user_tokens": 6000}))
+    return Fleet(setup, make_policy(setup)), arrivals
+
+
+def used(fleet: Fleet, from_s: float, to_s: float) -> set[int]:
+    return {
+        f.choice.index for f in fleet.flights if f.choice and from_s < f.arrival.at_s <= to_s and not f.moves
+    }
+
+
+@pytest.mark.parametrize("model", ["serial", "default"])
+def test_a_lost_instance_loses_no_request(model: str) -> None:
+    fleet, arrivals = busy_fleet(Change(30.0, 1, "lose"), Change(50.0, 1, "join"), model=model)
+    assert fleet.run(arrivals)
+    assert all(f.first_token_s is not None for f in fleet.flights)
+    # Some were there without a first token, and went elsewhere.
+    assert any(f.moves and f.arrival.at_s < 30.0 < f.first_token_s for f in fleet.flights if f.first_token_s)
+    assert used(fleet, 30.0, 50.0) == {0, 2, 3}
+    assert used(fleet, 50.0, 75.0) == {0, 1, 2, 3}
+    assert fleet.books == Books.empty(4)
+    assert not any(instance.flights for instance in fleet.instances)
+
+
+def test_a_draining_instance_ends_what_it_has() -> None:
+    fleet, arrivals = busy_fleet(Change(30.0, 2, "drain"))
+    assert fleet.run(arrivals)
+    assert used(fleet, 0.0, 30.0) == {0, 1, 2, 3} and used(fleet, 30.0, 75.0) == {0, 1, 3}
+    assert all(f.finished_s is not None for f in fleet.flights) and fleet.books == Books.empty(4)
+
+
+def test_an_instance_that_joins_was_not_there_before() -> None:
+    fleet, arrivals = busy_fleet(Change(40.0, 3, "join"))
+    assert fleet.run(arrivals)
+    assert used(fleet, 0.0, 40.0) == {0, 1, 2} and 3 in used(fleet, 40.0, 75.0)
+
+
+def test_without_an_instance_requests_wait_or_are_refused() -> None:
+    fleet = make_fleet(Change(0.5, 0, "lose"), Change(2.0, 0, "join"))
+    assert fleet.run(
+        [Arrival(0.4, "waits", 900, 4), Arrival(1.0, "refused", 900, 4), Arrival(2.5, "served", 900, 4)]
+    )
+    assert [f.refused for f in fleet.flights] == [False, True, False]
+    assert [f.first_token_s is not None for f in fleet.flights] == [True, False, True]
