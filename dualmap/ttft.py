@@ -244,10 +244,13 @@ class SpeedTracker:
         `overrun` is elapsed over fitted seconds of a prefill that still runs. `idle_s` is how long none was
         seen: the factor fades, since an instance that nobody tries could never show that it recovered.
         """
-        faded = math.exp(self.log_factor * 0.5 ** (idle_s / _FACTOR_HALF_LIFE_S))
         # Never below 1: to have become faster is for the fit to find out, a hasty guess overfills the engine.
-        factor = max(1.0, faded, min(overrun, _MAX_FACTOR))
+        factor = max(1.0, min(overrun, _MAX_FACTOR))
+        if self.log_factor > 0.0:
+            factor = max(factor, math.exp(self.log_factor * 0.5 ** (idle_s / _FACTOR_HALF_LIFE_S)))
         base = self.fit.speed
+        if factor == 1.0:
+            return base
         return PrefillSpeed(base.a_s * factor, base.b_s_per_token * factor, base.c_s_per_token2 * factor)
 
 
