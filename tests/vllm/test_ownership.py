@@ -41,14 +41,15 @@ class Auditor:
         self._replay_urls = replay_urls
         self._prompts: dict[str, list[int]] = {}
 
-    async def ask(self, prompts: Sequence[str]) -> None:
+    async def ask(self, prompts: Sequence[str], policy: str = "dualmap") -> None:
         """All of them at once, by both routers."""
-        await asyncio.gather(*(self._ask(number, prompt) for number, prompt in enumerate(prompts)))
+        await asyncio.gather(*(self._ask(number, prompt, policy) for number, prompt in enumerate(prompts)))
 
-    async def _ask(self, number: int, prompt: str) -> None:
+    async def _ask(self, number: int, prompt: str, policy: str) -> None:
         url = self._system.router_urls[number % 2]
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 3, "ignore_eos": True}
-        async with self._http.post(f"{url}/v1/completions", json=body) as reply:
+        headers = {"x-dualmap-policy": policy}
+        async with self._http.post(f"{url}/v1/completions", json=body, headers=headers) as reply:
             assert reply.status == 200, await reply.text()
             await reply.read()
         self._prompts[prompt] = await tokenize(self._http, self._system.engine_urls[0], MODEL, prompt)
@@ -100,7 +101,8 @@ async def test_ownership_is_true_again_after_a_lost_subscription(
         await auditor.agree()
         for link in links:
             link.cut()
-        await auditor.ask(texts("cut", 6, 12, 2400))
+        # Evenly: a cache that turns over while nothing is heard of it is believed to have lost what it holds.
+        await auditor.ask(texts("cut", 6, 12, 2400), policy="round-robin")
         for link in links:
             link.mend()
         await auditor.ask(texts("cut", 7, 4, 1200))
