@@ -45,3 +45,20 @@ def submit(loop: Loop, engine: Engine, request: Arrival) -> Sequence:
     sequence = Sequence(request)
     loop.at(request.at_s, engine.submit, sequence)
     return sequence
+
+
+class EngineBench:
+    """An engine on a loop, to be asked."""
+
+    loop: Loop
+    engine: Engine
+
+    def submit(
+        self,
+        name: str,
+        tokens: int,
+        output: int = 1,
+        chunks: tuple[int, ...] | None = None,
+        at_s: float = 0.0,
+    ) -> Sequence:
+        return submit(self.loop, self.engine, arrival(name, tokens, output, chunks, at_s))

@@ -9,7 +9,7 @@ from dualmap_sim.fleet.chunked import ChunkedEngine
 from dualmap_sim.fleet.engine import Sequence
 from dualmap_sim.fleet.loop import Loop, Timer
 
-from .conditions import Log, arrival, submit
+from .conditions import EngineBench, Log, arrival
 
 PROFILE = EngineProfile()
 DECODE_S = PROFILE.step_s(0.0, 1)
@@ -24,7 +24,7 @@ class CountingLoop(Loop):
         return super().at(time_s, callback, *args)
 
 
-class Bench:
+class Bench(EngineBench):
     """A chunked engine and what it tells."""
 
     def __init__(self, num_blocks: int = 840, profile: EngineProfile = PROFILE) -> None:
@@ -34,16 +34,6 @@ class Bench:
         self.told: set[int] = set()
         profile = replace(profile, num_kv_blocks=num_blocks)
         self.engine = ChunkedEngine(self.loop, self.log, profile, self.told.add, self.told.remove)
-
-    def submit(
-        self,
-        name: str,
-        tokens: int,
-        output: int = 1,
-        chunks: tuple[int, ...] | None = None,
-        at_s: float = 0.0,
-    ) -> Sequence:
-        return submit(self.loop, self.engine, arrival(name, tokens, output, chunks, at_s))
 
     def blocks_in_use_at(self, at_s: float) -> list[int]:
         """A list that has the number of blocks in use at a time, once that has come."""

@@ -7,10 +7,10 @@ from dualmap_sim.fleet.loop import Loop
 from dualmap_sim.fleet.prefix_cache import PrefixCache
 from dualmap_sim.fleet.serial import SerialEngine
 
-from .conditions import Log, arrival, submit
+from .conditions import EngineBench, Log, arrival
 
 
-class Bench:
+class Bench(EngineBench):
     """A serial engine and what it tells."""
 
     def __init__(self, num_blocks: int = 840) -> None:
@@ -19,16 +19,6 @@ class Bench:
         self.told: set[int] = set()
         self.cache = PrefixCache(num_blocks, self.told.add, self.told.remove)
         self.engine = SerialEngine(self.loop, self.cache, self.log)
-
-    def submit(
-        self,
-        name: str,
-        tokens: int,
-        output: int = 1,
-        chunks: tuple[int, ...] | None = None,
-        at_s: float = 0.0,
-    ) -> Sequence:
-        return submit(self.loop, self.engine, arrival(name, tokens, output, chunks, at_s))
 
 
 def prefill_s(uncached: int, cached: int = 0, running: int = 0) -> float:
