@@ -20,9 +20,9 @@ from dualmap_sim.study.comparison import Case, subjects
 from dualmap_sim.study.source import DEFAULT_REQUESTS, BuiltinSource, Source, TraceSource
 from dualmap_sim.study.subject import DEFAULT_POLICY, NAMES, Subject, with_slo
 from dualmap_sim.workloads import WORKLOADS, TraceError, WorkloadError
+from dualmap_sim.workloads.trace_line import num_blocks
 
 T = TypeVar("T")
-_BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _check_changes(changes: Sequence[Change], sizes: Sequence[int]) -> None:
 
 def _check_room(source: Source, kv_blocks: int) -> None:
     arrivals = _reading(source, lambda: source.arrivals(1.0, 0))
-    need = max((-(-arrival.input_tokens // _BLOCK_TOKENS) for arrival in arrivals), default=0)
+    need = max((num_blocks(arrival.input_tokens) for arrival in arrivals), default=0)
     if need > kv_blocks:
         raise click.BadParameter(
             f"the longest prompt of {source.name} needs {need} blocks", param_hint="--kv-blocks"

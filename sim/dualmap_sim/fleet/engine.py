@@ -6,8 +6,10 @@ from typing import Protocol
 
 from dualmap_sim.fleet.prefix_cache import Lease
 from dualmap_sim.workloads.arrival import Arrival
+from dualmap_sim.workloads.text import BLOCK_TOKENS
+from dualmap_sim.workloads.trace_line import num_blocks
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = BLOCK_TOKENS
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +27,7 @@ class Sequence:
     @property
     def num_blocks(self) -> int:
         """Blocks for the prompt."""
-        return -(-self.arrival.input_tokens // CHUNK_TOKENS)
+        return num_blocks(self.arrival.input_tokens)
 
 
 class EngineListener(Protocol):

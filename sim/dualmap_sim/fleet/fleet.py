@@ -21,6 +21,7 @@ from dualmap_sim.fleet.router import Pool, Sight, Telemetry
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.fleet.state import Books, Charge
 from dualmap_sim.workloads.arrival import Arrival
+from dualmap_sim.workloads.trace_line import num_blocks
 
 _PROBE_S = 0.1
 """How often a router asks again for who waits at it."""
@@ -125,7 +126,7 @@ class Fleet:
         if self._late_left is not None:
             heappush(self._due, (arrival.at_s + slo_s + _ROUNDING_S, len(self.flights), flight))
             self._count_late(self.loop.now_s)
-        if -(-arrival.input_tokens // CHUNK_TOKENS) > self._setup.kv_blocks:
+        if num_blocks(arrival.input_tokens) > self._setup.kv_blocks:
             # No instance can ever hold it; an engine answers with an error.
             flight.refused = True
             self._schedule_next()
@@ -176,7 +177,7 @@ class Fleet:
             own_s=choice.own_s,
             feasible=choice.feasible,
             tokens=arrival.input_tokens - max(cached, 0),
-            blocks=-(-arrival.input_tokens // CHUNK_TOKENS),
+            blocks=num_blocks(arrival.input_tokens),
         )
         flight.choice, flight.charge = choice, charge
         flight.escaped = flight.escaped or choice.reason is Reason.ESCAPE
@@ -216,12 +217,10 @@ class Fleet:
         for books in self._books(flight.router):
             books.release(charge)
 
-    def _move(self, source: SimInstance, request_id: str, target: int) -> bool:
+    def _move(self, source: SimInstance, request_id: str, target: int) -> None:
         flight = source.take(request_id)
-        if flight is None:
-            return False
-        self._after_hop(self._moved, flight, source, target)
-        return True
+        if flight is not None:
+            self._after_hop(self._moved, flight, source, target)
 
     def _moved(self, flight: Flight, source: SimInstance, target: int) -> None:
         """Its router hears of it, and sends it on."""

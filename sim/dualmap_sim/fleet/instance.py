@@ -40,7 +40,6 @@ class SimInstance:
         ahead_tokens: int,
         max_running: int,
         step_tokens: int,
-        stop_delay_s: float = 0.0,
         hop: Callable[[], float] | None = None,
     ) -> None:
         """`hop` draws the seconds until the worker hears from its engine; None for none."""
@@ -51,7 +50,6 @@ class SimInstance:
         self.admission = Admission(
             order, ahead_tokens, max_running, hold_kv_use=0.97, preempt=preempt, step_tokens=step_tokens
         )
-        self._stop_delay_s = stop_delay_s
         self._hop = hop
         self._again: Timer | None = None
         self.flights: dict[str, Flight] = {}
@@ -127,7 +125,7 @@ class SimInstance:
         self.engine.submit(flight.sequence)
 
     def _stop(self, flight: Flight) -> None:
-        self._loop.after(self._stop_delay_s, self._stopped, flight, flight.sequence)
+        self._loop.after(0.0, self._stopped, flight, flight.sequence)
 
     def _stopped(self, flight: Flight, sequence: Sequence) -> None:
         if not self.alive or flight.sequence is not sequence or sequence.prefilled:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from dualmap.queue_order import QueuedRequest
-from dualmap.rebalance import InstanceQueue, Move, QueuedWork, RebalanceRule, plan_moves
+from dualmap.rebalance import InstanceQueue, QueuedWork, RebalanceRule, plan_moves
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
 from dualmap_sim.fleet.instance import SimInstance
 from dualmap_sim.fleet.loop import Loop
@@ -18,7 +18,7 @@ class SimRebalancer:
         loop: Loop,
         instances: Sequence[SimInstance],
         rule: RebalanceRule,
-        move: Callable[[SimInstance, str, int], bool],
+        move: Callable[[SimInstance, str, int], None],
         pass_s: float = 0.1,
     ) -> None:
         self._loop = loop
@@ -50,7 +50,7 @@ class SimRebalancer:
         queues = [self._queue(instance, now_s) for instance in self._instances if instance.alive]
         for move in plan_moves(queues, self._rule, now_s, self._last_batch_s):
             self._last_batch_s[move.source] = now_s
-            self._do(move)
+            self._move(self._instances[int(move.source)], move.request_id, int(move.target))
 
     def _may_be_hot(self, instance: SimInstance, now_s: float) -> bool:
         """A bound on the core's `is_hot` that costs next to nothing."""
@@ -89,6 +89,3 @@ class SimRebalancer:
             # Elsewhere a preempted request would find nothing of what it has computed here.
             movable=flight.moves == 0 and job.preemptions == 0,
         )
-
-    def _do(self, move: Move) -> None:
-        self._move(self._instances[int(move.source)], move.request_id, int(move.target))

@@ -17,12 +17,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dualmap.types import PrefillSpeed
-from dualmap_sim.fleet.engine import CHUNK_TOKENS
 from dualmap_sim.fleet.flight import Choice, Flight
 from dualmap_sim.fleet.router import Sight
 from dualmap_sim.policies.measures import cached_tokens
 from dualmap_sim.policies.preble_window import PrefixWindow, WindowMedian
 from dualmap_sim.policies.sent_prefixes import SentPrefixes
+from dualmap_sim.workloads.trace_line import num_blocks
 
 WINDOW_S = 180.0
 IMBALANCE = 1.5
@@ -114,7 +114,7 @@ class Preble:
 
     def _evicted_s(self, flight: Flight, index: int, depth: int) -> float:
         """M: what would have to go."""
-        num_new = -(-flight.arrival.input_tokens // CHUNK_TOKENS) - depth
+        num_new = num_blocks(flight.arrival.input_tokens) - depth
         return self._window.lost_s(self._memory(index).evicted_by(num_new))
 
     def _speed(self, flight: Flight, sight: Sight, index: int) -> PrefillSpeed:

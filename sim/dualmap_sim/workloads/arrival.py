@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
+from dualmap_sim.workloads.ideal import block_chain
 from dualmap_sim.workloads.request import TimedRequest
-from dualmap_sim.workloads.text import BLOCK_TOKENS, Span
+from dualmap_sim.workloads.text import BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def to_arrivals(requests: Iterable[TimedRequest], block_tokens: int = BLOCK_TOKE
                 request_id=request.request_id,
                 input_tokens=request.input_tokens,
                 output_tokens=request.output_tokens,
-                chunks=tuple(full_chunks(request.spans(), block_tokens, request.adapter or "")),
+                chunks=_full_chunks(request, block_tokens),
                 tenant=request.tenant or "",
                 adapter=request.adapter or "",
                 session=request.session,
@@ -78,25 +79,10 @@ def reseeded(arrivals: Sequence[Arrival], seed: int, jitter_s: float) -> list[Ar
     return sorted(moved, key=lambda arrival: arrival.at_s)
 
 
-def full_chunks(spans: Iterable[Span], block_tokens: int = BLOCK_TOKENS, adapter: str = "") -> list[int]:
-    """An id per full chunk of a prompt; the same in every process. What an adapter computes is its own."""
-    chain: list[int] = []
-    previous = xxhash.xxh3_64_intdigest(adapter.encode()) if adapter else 0
-    pieces: list[str] = []
-    room = block_tokens
-    for key, tokens in spans:
-        at = 0
-        while at < tokens:
-            take = min(room, tokens - at)
-            pieces.append(f"{key}\x00{at}\x00{take}")
-            at += take
-            room -= take
-            if room == 0:
-                previous = xxhash.xxh3_64_intdigest("\x01".join(pieces).encode(), previous)
-                chain.append(previous)
-                pieces = []
-                room = block_tokens
-    return chain
+def _full_chunks(request: TimedRequest, block_tokens: int) -> tuple[int, ...]:
+    """What an adapter computes is its own."""
+    chain = block_chain(request.spans(), block_tokens, request.adapter or "")
+    return tuple(chain[: request.input_tokens // block_tokens])
 
 
 def _mix(chunk: int, salt: int) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import xxhash
+
 from dualmap_sim.workloads.request import TimedRequest
 from dualmap_sim.workloads.text import BLOCK_TOKENS, Span
 
@@ -45,27 +47,31 @@ def ideal_hit_share(requests: Iterable[TimedRequest], block_tokens: int = BLOCK_
     return hits / total if total else 0.0
 
 
-def block_chain(spans: Iterable[Span], block_tokens: int = BLOCK_TOKENS) -> list[int]:
+def block_chain(spans: Iterable[Span], block_tokens: int = BLOCK_TOKENS, adapter: str = "") -> list[int]:
     """An id per prompt block, the last one perhaps partial; equal ids mean equal prefixes up to there.
 
-    Ids hold within one process only.
+    The same in every process. What an adapter computes is its own.
     """
     chain: list[int] = []
-    previous = 0
-    pieces: list[tuple[str, int, int]] = []
+    previous = xxhash.xxh3_64_intdigest(adapter.encode()) if adapter else 0
+    pieces: list[str] = []
     room = block_tokens
     for key, tokens in spans:
         at = 0
         while at < tokens:
             take = min(room, tokens - at)
-            pieces.append((key, at, take))
+            pieces.append(f"{key}\x00{at}\x00{take}")
             at += take
             room -= take
             if room == 0:
-                previous = hash((previous, *pieces))
+                previous = _block_id(pieces, previous)
                 chain.append(previous)
                 pieces = []
                 room = block_tokens
     if pieces:
-        chain.append(hash((previous, *pieces)))
+        chain.append(_block_id(pieces, previous))
     return chain
+
+
+def _block_id(pieces: Sequence[str], previous: int) -> int:
+    return xxhash.xxh3_64_intdigest("\x01".join(pieces).encode(), previous)
