@@ -10,6 +10,7 @@ A long one that is late starts alone: beside others it would fill their step, an
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from dualmap.job import Job
 from dualmap.preempt import (
@@ -37,6 +38,17 @@ _OVERRUN_GRACE_S = 0.05
 """A prefill this much late says nothing yet: a timer or a busy machine makes a short one look slow."""
 _BLOCK_TOKENS = 128
 """What a preempted prefill is taken to have computed, in multiples of this: engines' KV blocks are no larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """What the engine has in hand at one time, and how fast it is taken to be."""
+
+    speed: PrefillSpeed
+    busy_s: float
+    """Prefill seconds left in the line."""
+    line: Line
+    """The same by what a feasible request waits for, and what of it gives way to one."""
 
 
 class Admission:
@@ -96,19 +108,17 @@ class Admission:
         late_s = now_s - max(self.head_since_s(), self._undone_until_s) - _OVERRUN_GRACE_S
         return self.tracker.speed(overrun=max(late_s, 0.0) / fitted_s)
 
-    def busy_s(self, now_s: float) -> float:
-        """Prefill seconds left in the line."""
-        return self._busy_s(now_s, self.speed(now_s))
+    def in_hand(self, now_s: float) -> InHand:
+        """What the engine still has to prefill."""
+        speed = self.speed(now_s)
+        return InHand(speed, self.busy_s(now_s, speed), self._in_line(now_s, speed))
 
-    def _busy_s(self, now_s: float, speed: PrefillSpeed) -> float:
+    def busy_s(self, now_s: float, speed: PrefillSpeed) -> float:
+        """Prefill seconds left in the line at this speed."""
         if not self.line:
             return 0.0
         costs = [job.own_s(speed) for job in self.line]
         return sum(costs) - min(now_s - self.head_since_s(), costs[0])
-
-    def in_line(self, now_s: float) -> Line:
-        """What the engine still has to prefill, and what of it gives way to a feasible request."""
-        return self._in_line(now_s, self.speed(now_s))
 
     def _in_line(self, now_s: float, speed: PrefillSpeed) -> Line:
         return split(self._running_requests(now_s, speed), now_s, self._rule, self._preempt_rule)
@@ -163,7 +173,7 @@ class Admission:
         while self.queue and not self.held:
             speed = self.speed(now_s)
             ahead_s = self.tracker.speed().prefill_s(self._ahead_tokens, 0)
-            busy_s = self._busy_s(now_s, speed)
+            busy_s = self.busy_s(now_s, speed)
             if self.line and busy_s > ahead_s:
                 waits = (busy_s - ahead_s, self._unstreamed_due_s(now_s), self._preempt(now_s, speed))
                 return min(wait_s for wait_s in waits if wait_s is not None)

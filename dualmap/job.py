@@ -38,6 +38,8 @@ class Job:
     ended: bool = False
     computed: Prefill | None = None
     """What its prefill was, once it has ended; None where that stays unknown."""
+    _own: tuple[PrefillSpeed, int, float] | None = None
+    """The last answer of `own_s`, and what it was for: a queue is weighed again and again at one speed."""
 
     @property
     def uncached_tokens(self) -> int:
@@ -51,7 +53,12 @@ class Job:
 
     def own_s(self, speed: PrefillSpeed) -> float:
         """Expected prefill seconds."""
-        return speed.prefill_s(self.uncached_tokens, self.cached_tokens)
+        own = self._own
+        if own is not None and own[0] is speed and own[1] == self.cached_tokens:
+            return own[2]
+        own_s = speed.prefill_s(self.uncached_tokens, self.cached_tokens)
+        self._own = (speed, self.cached_tokens, own_s)
+        return own_s
 
     def queued(self, own_s: float) -> QueuedRequest:
         """As the order sees it, with so much to prefill."""

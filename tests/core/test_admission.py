@@ -59,7 +59,7 @@ def test_small_prefills_go_in_together() -> None:
     adm.admit(0.0)
     assert 2 <= len(seen.started) < 100
     ahead_s = adm.tracker.speed().prefill_s(AHEAD, 0)
-    assert adm.busy_s(0.0) <= ahead_s + adm.line[-1].own_s(adm.speed(0.0)) + 1e-9
+    assert adm.in_hand(0.0).busy_s <= ahead_s + adm.line[-1].own_s(adm.speed(0.0)) + 1e-9
 
 
 def test_a_first_byte_lets_the_next_in() -> None:
@@ -202,7 +202,7 @@ def test_a_head_that_overruns_counts_at_once() -> None:
     expected = job.own_s(adm.speed(0.0))
     slow = adm.speed(expected * 5)
     assert job.own_s(slow) > expected * 4
-    assert adm.busy_s(expected * 5) >= 0.0
+    assert adm.in_hand(expected * 5).busy_s >= 0.0
 
 
 def run_one(adm: Admission, job: Job, now_s: float, seconds: float, *usage: int | None) -> float:
@@ -322,7 +322,7 @@ def test_whatever_happens_it_ends_empty(
         assert len(adm.running) <= max_running
         assert len(set(seen.started)) == len(seen.started)
         assert not adm.running & adm.queue.keys()
-        assert adm.busy_s(now_s) >= -1e-9
+        assert adm.in_hand(now_s).busy_s >= -1e-9
         # Never idle while something waits and may start.
         assert adm.line or adm.held or not adm.queue
 

@@ -195,9 +195,9 @@ def test_whatever_happens_it_ends_empty(steps: list[tuple[str, int, float]]) -> 
         assert all(
             0 <= job.cached_tokens < job.prompt_tokens and job.preemptions <= 3 for job in seen.values()
         )
-        assert adm.busy_s(now_s) >= -1e-9
-        parts = adm.in_line(now_s)
-        assert parts.blocking_s + parts.giving_way_s == pytest.approx(adm.busy_s(now_s), abs=1e-6)
+        assert adm.in_hand(now_s).busy_s >= -1e-9
+        parts = adm.in_hand(now_s).line
+        assert parts.blocking_s + parts.giving_way_s == pytest.approx(adm.in_hand(now_s).busy_s, abs=1e-6)
 
     for _ in range(4 * len(seen) + 1):
         now_s += 0.01

@@ -69,7 +69,8 @@ def queue_report(
     bytes_per_token: float, kv: KvState,
 ) -> QueueReport:  # fmt: skip
     """What this worker knows now, as others should know it."""
-    speed = admission.speed(now_s)
+    in_hand = admission.in_hand(now_s)
+    speed = in_hand.speed
     queued = []
     for ordered in admission.ordered(now_s)[:_MAX_QUEUED_REPORTED]:
         flow = requests.flow(ordered.request.request_id)
@@ -92,7 +93,7 @@ def queue_report(
                 backup_cached_tokens=placement.backup_cached_tokens,
             )
         )
-    running, line = None, admission.in_line(now_s)
+    running = None
     if admission.line:
         head = requests.flow(admission.line[0].request_id)
         if head is not None:
@@ -103,7 +104,8 @@ def queue_report(
                 cost_s=head.job.own_s(speed),
                 feasible=head.job.feasible,
                 gives_way_s=next(
-                    (r.stop_s for r in line.giving_way if r.queued.request_id == head.job.request_id), None
+                    (r.stop_s for r in in_hand.line.giving_way if r.queued.request_id == head.job.request_id),
+                    None,
                 ),
             )
     return QueueReport(
@@ -115,7 +117,7 @@ def queue_report(
         fit_samples=admission.tracker.fit.num_samples,
         fit_residual=admission.tracker.fit.residual,
         bytes_per_token=bytes_per_token,
-        busy_s=admission.busy_s(now_s),
+        busy_s=in_hand.busy_s,
         held=admission.held,
         queued_total=len(admission.queue),
         queued=tuple(queued),
@@ -126,6 +128,6 @@ def queue_report(
         kv_events=kv.followed,
         kv_events_lost=kv.num_lost,
         owned_chunks=kv.num_chunks,
-        preemptible_s=line.giving_way_s,
+        preemptible_s=in_hand.line.giving_way_s,
         preemptions=admission.preemptions,
     )

@@ -94,16 +94,20 @@ class SimInstance:
     def perf(self) -> Perf:
         """What its telemetry says now."""
         now_s, admission = self._loop.now_s, self.admission
-        perf = Perf(admission.speed(now_s), held=admission.held)
-        if admission.line:
-            head = admission.line[0]
-            flight = self.flights[head.request_id]
-            perf.running = flight.charge
-            perf.started_s = admission.head_since_s()
-            perf.cost_s = head.own_s(perf.speed)
-            for running in admission.in_line(now_s).giving_way:
-                if running.queued.request_id == head.request_id:
-                    perf.gives_way_s = running.stop_s
+        if not admission.line:
+            return Perf(admission.speed(now_s), held=admission.held)
+        in_hand = admission.in_hand(now_s)
+        head = admission.line[0]
+        perf = Perf(
+            in_hand.speed,
+            running=self.flights[head.request_id].charge,
+            started_s=admission.head_since_s(),
+            cost_s=head.own_s(in_hand.speed),
+            held=admission.held,
+        )
+        for running in in_hand.line.giving_way:
+            if running.queued.request_id == head.request_id:
+                perf.gives_way_s = running.stop_s
         return perf
 
     def admit(self) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+from dualmap.job import Job
 from dualmap.queue_order import QueuedRequest
 from dualmap.rebalance import InstanceQueue, QueuedWork, RebalanceRule, plan_moves
 from dualmap_sim.fleet.engine import CHUNK_TOKENS
@@ -45,47 +46,55 @@ class SimRebalancer:
             return
         self.wake()
         now_s = self._loop.now_s
-        if not any(self._may_be_hot(instance, now_s) for instance in queued):
+        if not any(self._may_shed(instance, now_s) for instance in queued):
             return
         queues = [self._queue(instance, now_s) for instance in self._instances if instance.alive]
         for move in plan_moves(queues, self._rule, now_s, self._last_batch_s):
             self._last_batch_s[move.source] = now_s
             self._move(self._instances[int(move.source)], move.request_id, int(move.target))
 
-    def _may_be_hot(self, instance: SimInstance, now_s: float) -> bool:
-        """A bound on the core's `is_hot` that costs next to nothing."""
+    def _may_shed(self, instance: SimInstance, now_s: float) -> bool:
+        """A bound on what the core's plan takes off an instance that costs next to nothing."""
         jobs = instance.admission.queue.values()
+        # Nobody moves who is late everywhere; past saturation that is most of a queue.
+        if not any(now_s - job.arrival_s < job.slo_s and _is_movable(instance, job) for job in jobs):
+            return False
         oldest_s = min((job.arrival_s for job in jobs if job.feasible), default=now_s)
         if now_s - oldest_s > self._rule.max_wait_s:
             return True
         speed = instance.admission.speed(now_s)
-        wait_s = instance.admission.busy_s(now_s) + sum(job.own_s(speed) for job in jobs if job.feasible)
+        wait_s = instance.admission.busy_s(now_s, speed) + sum(
+            job.own_s(speed) for job in jobs if job.feasible
+        )
         return wait_s > self._rule.slo_s
 
     def _queue(self, instance: SimInstance, now_s: float) -> InstanceQueue:
         admission = instance.admission
-        speed = admission.speed(now_s)
-        line = admission.in_line(now_s)
+        in_hand = admission.in_hand(now_s)
         return InstanceQueue(
             instance=str(instance.index),
-            speed=speed,
-            busy_s=max(admission.busy_s(now_s) - line.giving_way_s, 0.0),
+            speed=in_hand.speed,
+            busy_s=max(in_hand.busy_s - in_hand.line.giving_way_s, 0.0),
             queue=tuple(
-                self._work(instance, job.queued(job.own_s(speed))) for job in admission.queue.values()
+                self._work(instance, job, job.queued(job.own_s(in_hand.speed)))
+                for job in admission.queue.values()
             ),
             accepts=not admission.held and not instance.draining,
         )
 
-    def _work(self, instance: SimInstance, queued: QueuedRequest) -> QueuedWork:
-        flight = instance.flights[queued.request_id]
-        choice, job = flight.choice, flight.job
-        assert choice is not None and job is not None
+    def _work(self, instance: SimInstance, job: Job, queued: QueuedRequest) -> QueuedWork:
+        choice = instance.flights[queued.request_id].choice
+        assert choice is not None
         return QueuedWork(
             queued=queued,
             prompt_tokens=job.prompt_tokens,
             backup=None if choice.backup is None else str(choice.backup),
             backup_cached_tokens=choice.backup_depth * CHUNK_TOKENS,
             feasible=job.feasible,
-            # Elsewhere a preempted request would find nothing of what it has computed here.
-            movable=flight.moves == 0 and job.preemptions == 0,
+            movable=_is_movable(instance, job),
         )
+
+
+def _is_movable(instance: SimInstance, job: Job) -> bool:
+    # Elsewhere a preempted request would find nothing of what it has computed here.
+    return job.preemptions == 0 and instance.flights[job.request_id].moves == 0
