@@ -1,0 +1,303 @@
+"""A system with API keys: who comes in, whose prefixes are whose, and what keys leave behind (nothing)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from dualmap.prefix import tenant_salt
+from dualmap_cli.stack import Stack, StackOptions
+from dualmap_sim.engine.text import expected_text
+
+from ..otlp_receiver import Receiver
+from ..services.router.keys_file import entry
+from ..waiting import eventually
+from .conftest import (
+    chat,
+    completion,
+    error_of,
+    faults,
+    healed,
+    leftovers,
+    post,
+    running,
+    samples,
+    unique_text,
+)
+from .guarded import ACME, ADMIN, CHAT, ENTRIES, OTHER, SECOND, TEXT, ask, spoil, timed, write_keys
+from .recording_engine import recording_engine
+
+
+@pytest.fixture(scope="module")
+def keys_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The keys file of `guarded_stack`."""
+    return write_keys(tmp_path_factory.mktemp("keys") / "keys.json")
+
+
+@pytest.fixture(scope="module")
+def guarded_stack(keys_path: Path) -> Iterator[Stack]:
+    """Two routers that ask for keys."""
+    yield from running(
+        StackOptions(routers=2, workers=2, rebalancers=0, router_flags={"api_keys_file": keys_path})
+    )
+
+
+@pytest.fixture
+async def guarded(guarded_stack: Stack, http: aiohttp.ClientSession) -> AsyncIterator[Stack]:
+    """The same for one test, which leaves nothing in it."""
+    async with healed(guarded_stack, http) as stack:
+        yield stack
+
+
+# Who comes in
+
+PATHS = [
+    ("POST", CHAT), ("POST", TEXT), ("GET", "/v1/models"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"),
+    ("GET", "/version"), ("POST", "/debug/explain"), ("GET", "/"), ("GET", "/nothing"), ("POST", "/metrics"),
+    ("OPTIONS", CHAT), ("GET", "/healthz/../v1/models"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), PATHS)
+async def test_nobody_without_a_key(
+    guarded: Stack, http: aiohttp.ClientSession, method: str, path: str
+) -> None:
+    before = await samples(http, guarded.router_urls[0])
+    async with http.request(method, guarded.router_urls[0] + path, json=chat("hello")) as response:
+        assert response.status == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert error_of(await response.json())["code"] == "invalid_api_key"
+    after = await samples(http, guarded.router_urls[0])
+    name = "dualmap_auth_failures_total"
+    assert after[name] == before.get(name, 0) + 1
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_what_probes_and_scrapers_need_is_open(
+    guarded: Stack, http: aiohttp.ClientSession, path: str
+) -> None:
+    async with http.get(guarded.router_urls[0] + path) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("key", [ACME, SECOND, ADMIN])
+async def test_a_key_in_either_header(guarded: Stack, http: aiohttp.ClientSession, key: str) -> None:
+    for headers in ({"authorization": f"Bearer {key}"}, {"x_api_key": key}):
+        status, answer, _ = await post(http, guarded.router_urls[1], CHAT, chat(unique_text()), **headers)
+        assert status == 200, answer
+
+
+async def test_only_administrators_look_inside(guarded: Stack, http: aiohttp.ClientSession) -> None:
+    for key, what, status in (
+        (ACME, "explain", 403),
+        (ADMIN, "explain", 200),
+        (ACME, "x", 403),
+        (ADMIN, "x", 404),
+    ):
+        got, answer, _ = await ask(http, guarded.router_urls[0], key, f"/debug/{what}", chat("hello"))
+        assert got == status, answer
+        if status == 403:
+            assert error_of(answer)["code"] == "insufficient_permissions"
+
+
+async def test_keys_come_and_go_without_a_restart(
+    guarded: Stack, http: aiohttp.ClientSession, keys_path: Path
+) -> None:
+    urls = guarded.router_urls
+
+    async def statuses(key: str) -> set[int]:
+        return {(await ask(http, url, key, CHAT, chat(unique_text())))[0] for url in urls}
+
+    async def say(key: str, status: int) -> bool:
+        return await statuses(key) == {status}
+
+    assert await statuses("the-new-key") == {401}
+    write_keys(keys_path, entry("the-new-key"))
+    await eventually(lambda: say("the-new-key", 200))
+    # A file that is broken halts nobody, and shows.
+    spoil(keys_path)
+    await eventually(lambda: _stale(http, urls, 1))
+    assert await statuses("the-new-key") == await statuses(ACME) == {200}
+    write_keys(keys_path)
+    await eventually(lambda: say("the-new-key", 401))
+    await eventually(lambda: _stale(http, urls, 0))
+    assert (await samples(http, urls[0]))["dualmap_api_keys"] == len(ENTRIES)
+    assert await statuses(ACME) == {200}
+
+
+async def _stale(http: aiohttp.ClientSession, urls: list[str], stale: int) -> bool:
+    return all([(await samples(http, url))["dualmap_api_keys_stale"] == stale for url in urls])
+
+
+# Whose prefixes are whose
+
+
+async def test_the_speed_of_a_prompt_tells_nothing_of_other_tenants(
+    guarded: Stack, http: aiohttp.ClientSession
+) -> None:
+    """Each tenant is as slow with a prompt that others have asked as with one that nobody has."""
+    url, ratios = guarded.router_urls[0], []
+    for _ in range(3):
+        prompt = unique_text(24_000)
+        cold_s, cached = await timed(http, url, ACME, prompt)
+        assert cached == 0
+        warm_s, cached = await timed(http, url, SECOND, prompt)
+        assert cached > 5000
+        others_s, cached = await timed(http, url, OTHER, prompt)
+        assert cached == 0
+        unasked_s, cached = await timed(http, url, OTHER, unique_text(24_000))
+        assert cached == 0
+        # What there would be to see: another key of the same tenant sees it.
+        assert warm_s < 0.5 * cold_s
+        ratios.append(others_s / unasked_s)
+    assert 0.7 < sorted(ratios)[1] < 1.4, ratios
+
+
+async def test_an_explicit_prefix_key_does_not_cross_tenants(
+    guarded: Stack, http: aiohttp.ClientSession
+) -> None:
+    url, prompt, depths = guarded.router_urls[0], unique_text(6000), []
+    for key in (ACME, OTHER, SECOND):
+        _, _, headers = await ask(http, url, key, TEXT, completion(prompt), x_dualmap_prefix_key="shared")
+        depths.append(headers["x-dualmap-cached-chunks"])
+    assert depths == ["0", "0", "2"]
+    named = {"x-dualmap-prefix-key": "shared"}
+    tokens = [(await timed(http, url, key, prompt, headers=named))[1] for key in (SECOND, OTHER)]
+    assert all(count > 1000 for count in tokens)
+
+
+async def test_a_tenants_own_salt_parts_its_requests(guarded: Stack, http: aiohttp.ClientSession) -> None:
+    url, prompt = guarded.router_urls[0], unique_text(6000)
+    cached = [
+        (await timed(http, url, key, prompt, cache_salt=salt))[1] > 0
+        for key, salt in ((ACME, "a"), (ACME, "b"), (SECOND, "a"), (OTHER, "a"), (OTHER, "b"))
+    ]
+    assert cached == [False, False, True, False, False]
+    # ... and what engines would refuse as a salt of its own is one here: it never reaches them.
+    assert (await ask(http, url, ACME, TEXT, completion(prompt, cache_salt="@/\\")))[0] == 200
+
+
+async def test_what_cannot_keep_tenants_apart_does_not_pass(
+    guarded: Stack, http: aiohttp.ClientSession
+) -> None:
+    for path, status in (("/v1/responses/resp_1", 403), ("/v2/embed", 403), ("/tokenize", 200)):
+        got, answer, _ = await ask(
+            http, guarded.router_urls[0], ACME, path, {"model": "sim-model", "prompt": "a"}
+        )
+        assert got == status, answer
+
+
+async def test_the_salt_that_engines_get_is_nobody_elses_to_give(
+    http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    flags = {"api_keys_file": write_keys(tmp_path / "keys.json"), "hash_secret": "deployment"}
+    async with recording_engine() as engine:
+        options = StackOptions(
+            routers=1, workers=1, rebalancers=0, engine_urls=[engine.url], router_flags=flags
+        )
+        async with Stack(options) as stack:
+            salts = []
+            for key in (ACME, SECOND, OTHER):
+                given = {"cache_salt": salts[0]} if key == OTHER else {}
+                assert (await ask(http, stack.router_urls[0], key, CHAT, chat("hello", **given)))[0] == 200
+                salts.append(json.loads(engine.last()[1])["cache_salt"])
+    assert salts[0] == salts[1] == tenant_salt("acme", "", "deployment")
+    assert salts[2] == tenant_salt("other", salts[0], "deployment")
+
+
+async def test_a_stream_that_goes_on_stays_its_tenants(guarded: Stack, http: aiohttp.ClientSession) -> None:
+    """Its rest is asked for under the salt that it began with."""
+    url, prompt = guarded.router_urls[0], unique_text(6000)
+    for engine in guarded.engine_urls:
+        await faults(http, engine, die_after_tokens=7, times=1)
+    before = (await samples(http, url))["dualmap_resumed_streams_total"]
+    body = {**completion(prompt, stream=True, ignore_eos=True), "max_tokens": 40}
+    async with http.post(url + TEXT, json=body, headers={"x-api-key": ACME}) as response:
+        events = [line[6:] for line in (await response.read()).split(b"\n\n") if line.startswith(b"data: {")]
+    text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+    assert text == expected_text(prompt.encode(), 40)
+    assert (await samples(http, url))["dualmap_resumed_streams_total"] > before
+    assert (await timed(http, url, OTHER, prompt))[1] == 0
+    assert (await timed(http, url, SECOND, prompt))[1] > 1000
+
+
+async def test_tenants_may_share_where_they_are_told_to(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    flags = {"api_keys_file": write_keys(tmp_path / "keys.json"), "share_prefixes": "true"}
+    async with Stack(StackOptions(routers=1, workers=1, rebalancers=0, router_flags=flags)) as stack:
+        prompt = unique_text(6000)
+        await timed(http, stack.router_urls[0], ACME, prompt)
+        assert (await timed(http, stack.router_urls[0], OTHER, prompt))[1] > 1000
+        assert (await leftovers(stack)).clean
+
+
+# What keys leave behind
+
+
+async def test_no_key_reaches_engine_logs_traces_or_errors(
+    http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    receiver = Receiver()
+    port = await receiver.start("127.0.0.1:0")
+    wrong = "key-that-is-wrong-0007"
+    flags = {"api_keys_file": write_keys(tmp_path / "keys.json"), "log_level": "debug"}
+    async with recording_engine() as engine:
+        options = StackOptions(
+            routers=1, workers=1, rebalancers=0, engine_urls=[engine.url], router_flags=flags,
+            worker_flags={"log_level": "debug"}, trace_endpoint=f"http://127.0.0.1:{port}",
+        )  # fmt: skip
+        async with Stack(options) as stack:
+            url, said = stack.router_urls[0], []
+            for headers in (
+                {"authorization": f"Bearer {ACME}"}, {"x_api_key": ACME}, {"authorization": f"Bearer {wrong}"},
+                {"authorization": f"Basic {wrong}"}, {"authorization": f"Bearer {ACME}", "x_api_key": wrong},
+                {"authorization": f"Bearer {ACME}", "x_dualmap_policy": "best"},
+            ):  # fmt: skip
+                for path in (f"{CHAT}?api_key={wrong}", "/tokenize", "/debug/explain"):
+                    _, answer, back = await post(http, url, path, chat("hello"), **headers)
+                    said.append(json.dumps(answer) + str(back))
+            await eventually(lambda: any(span.name == "engine" for span in receiver.spans))
+            logs = "".join(path.read_text() for path in stack.logs.iterdir())
+        assert '"request.failed"' not in logs
+        # The query is the client's own, and goes where it sends it; keys of ours do not.
+        asked = b"".join(engine.asked).replace(f"?api_key={wrong}".encode(), b"").decode("latin-1")
+    await receiver.stop()
+    assert len(engine.asked) >= 4
+    for key in (ACME, wrong):
+        for where, text in (
+            ("engine", asked),
+            ("log", logs),
+            ("trace", str(receiver.spans)),
+            ("answer", str(said)),
+        ):
+            assert key not in text, where
+    assert "authorization" not in asked
+    assert "x-api-key" not in asked
+
+
+async def test_without_keys_credentials_are_the_engines(http: aiohttp.ClientSession) -> None:
+    async with (
+        recording_engine() as engine,
+        Stack(StackOptions(routers=1, workers=1, rebalancers=0, engine_urls=[engine.url])) as stack,
+    ):
+        await post(http, stack.router_urls[0], CHAT, chat("hello"), authorization="Bearer the-engines")
+        headers, body = engine.last()
+        assert headers["authorization"] == "Bearer the-engines"
+        assert "cache_salt" not in json.loads(body)
+
+
+async def test_a_router_that_would_let_anyone_in_does_not_start(tmp_path: Path) -> None:
+    async with Stack(StackOptions(routers=0, workers=1, rebalancers=0)) as stack:
+        for flags, said in (
+            ({"host": "0.0.0.0"}, "--auth none"),
+            ({"api_keys_file": tmp_path / "none.json"}, "none.json"),
+            ({"auth": "keys"}, "api_keys_file"),
+        ):
+            child = stack.children[stack.start_router(**flags)]
+            assert await child.wait(30) == 1
+            assert said in child.log_tail()
+            assert "Traceback" not in child.log_tail()
+        stack.start_router(host="0.0.0.0", auth="none")
+        assert await asyncio.wait_for(stack.event("router-4", "router.ready"), 30)
