@@ -139,21 +139,19 @@ async def test_the_speed_of_a_prompt_tells_nothing_of_other_tenants(
     guarded: Stack, http: aiohttp.ClientSession
 ) -> None:
     """Each tenant is as slow with a prompt that others have asked as with one that nobody has."""
-    url, ratios = guarded.router_urls[0], []
+    url, rows = guarded.router_urls[0], []
     for _ in range(3):
-        prompt = unique_text(24_000)
-        cold_s, cached = await timed(http, url, ACME, prompt)
-        assert cached == 0
-        warm_s, cached = await timed(http, url, SECOND, prompt)
-        assert cached > 5000
-        others_s, cached = await timed(http, url, OTHER, prompt)
-        assert cached == 0
-        unasked_s, cached = await timed(http, url, OTHER, unique_text(24_000))
-        assert cached == 0
-        # What there would be to see: another key of the same tenant sees it.
-        assert warm_s < 0.5 * cold_s
-        ratios.append(others_s / unasked_s)
-    assert 0.7 < sorted(ratios)[1] < 1.4, ratios
+        prompt, unasked = unique_text(24_000), unique_text(24_000)
+        asked = ((ACME, prompt), (SECOND, prompt), (OTHER, prompt), (OTHER, unasked))
+        row = [await timed(http, url, key, text) for key, text in asked]
+        assert [cached > 5000 for _, cached in row] == [False, True, False, False]
+        assert row[2][1] == row[3][1] == 0
+        rows.append([ttft_s for ttft_s, _ in row])
+    # The fastest of each: what else this machine does makes some slow.
+    cold_s, warm_s, others_s, unasked_s = (min(column) for column in zip(*rows, strict=True))
+    # What there would be to see: another key of the same tenant sees it.
+    assert warm_s < 0.5 * cold_s, rows
+    assert 0.7 < others_s / unasked_s < 1.4, rows
 
 
 async def test_an_explicit_prefix_key_does_not_cross_tenants(
@@ -286,6 +284,15 @@ async def test_without_keys_credentials_are_the_engines(http: aiohttp.ClientSess
         headers, body = engine.last()
         assert headers["authorization"] == "Bearer the-engines"
         assert "cache_salt" not in json.loads(body)
+
+
+async def test_metrics_for_administrators_alone(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+    flags = {"api_keys_file": write_keys(tmp_path / "keys.json"), "open_metrics": "false"}
+    async with Stack(StackOptions(routers=1, workers=1, rebalancers=0, router_flags=flags)) as stack:
+        for key, status in ((ACME, 403), (ADMIN, 200), ("", 401)):
+            headers = {"x-api-key": key} if key else {}
+            async with http.get(f"{stack.router_urls[0]}/metrics", headers=headers) as response:
+                assert response.status == status
 
 
 async def test_a_router_that_would_let_anyone_in_does_not_start(tmp_path: Path) -> None:

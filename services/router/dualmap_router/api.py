@@ -236,6 +236,8 @@ class Api:
             state = self._state()
             response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
         elif path == "/metrics":
+            if not self._settings.open_metrics:
+                request.caller.check_admin()
             text, content_type = self._metrics.render(request.get("accept") or "")
             response.send(200, [("content-type", content_type)], text)
         elif path == "/v1/models":
@@ -246,10 +248,7 @@ class Api:
 
     async def _debug(self, request: HttpRequest, response: HttpResponse) -> None:
         """What only administrators may see."""
-        if not request.caller.admin:
-            raise ApiError(
-                403, "this key is no administrator's", "permission_error", "insufficient_permissions"
-            )
+        request.caller.check_admin()
         if request.path != "/debug/explain":
             raise ApiError(404, f"there is no {request.path} here", code="not_found")
         await self._explain(request, response)

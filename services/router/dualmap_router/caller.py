@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dualmap.limits import Limits
+from dualmap_router.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,12 @@ class Caller:
     """Whether it may look inside: /debug/*."""
     limits: Limits | None = None
     """Of the tenant; None for none."""
+
+    def check_admin(self) -> None:
+        """ApiError 403 for who is no administrator."""
+        if not self.admin:
+            message = "this key is no administrator's"
+            raise ApiError(403, message, "permission_error", "insufficient_permissions")
 
 
 NOBODY = Caller()

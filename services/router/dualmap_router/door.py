@@ -15,7 +15,7 @@ from dualmap_service.lifecycle import ServiceFailedError
 Headers = list[tuple[str, str]]
 
 _CREDENTIALS = ("authorization", "x-api-key")
-_OPEN = frozenset((b"/healthz", b"/readyz", b"/metrics"))
+_PROBES = frozenset((b"/healthz", b"/readyz"))
 _SAID = {
     "missing": "this service wants an API key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`",
     "malformed": "the request's credentials are not one API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
@@ -59,8 +59,11 @@ class OpenDoor:
 class KeyDoor:
     """Who has a key may come."""
 
-    def __init__(self, watch: KeyWatch, turned_away: Callable[[str], None]) -> None:
+    def __init__(
+        self, watch: KeyWatch, turned_away: Callable[[str], None], open_metrics: bool = True
+    ) -> None:
         """`turned_away` is told why, each time."""
+        self._open = _PROBES | {b"/metrics"} if open_metrics else _PROBES
         self._watch = watch
         self._turned_away = turned_away
 
@@ -83,7 +86,7 @@ class KeyDoor:
         shown = [pair for pair in headers if pair[0] in _CREDENTIALS]
         if shown:
             headers[:] = [pair for pair in headers if pair[0] not in _CREDENTIALS]
-        if target.partition(b"?")[0] in _OPEN and method in (b"GET", b"HEAD"):
+        if target.partition(b"?")[0] in self._open and method in (b"GET", b"HEAD"):
             return NOBODY
         if not shown:
             raise self._away("missing")
@@ -124,7 +127,7 @@ def make_door(settings: RouterSettings, turned_away: Callable[[str], None]) -> D
         )
     if path:
         try:
-            return KeyDoor(KeyWatch(path), turned_away)
+            return KeyDoor(KeyWatch(path), turned_away, settings.open_metrics)
         except KeysError as exc:
             raise ServiceFailedError(f"api_keys_file: {path} cannot be used: {exc}") from exc
     if auth == "auto" and not _is_loopback(settings.host):

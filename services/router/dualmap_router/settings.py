@@ -22,6 +22,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     """Whether clients need an API key. auto: if there is an api_keys_file; without one only this machine is served."""
     api_keys_file: str = ""
     """The keys, as `dualmap keys new --file` writes them; followed while the router runs."""
+    open_metrics: bool = True
+    """Let scrapers read /metrics without a key; otherwise administrators do."""
     share_prefixes: bool = False
     """Let tenants find each other's prefixes in the engines' caches: faster, and the speed tells what others asked."""
     policy: Literal["dualmap", "paper", "round-robin", "least-loaded", "cache-affinity"] = "dualmap"

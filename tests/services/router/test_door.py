@@ -110,6 +110,14 @@ def test_what_is_open(door: Door, method: bytes, target: bytes, is_open: bool) -
             door.enter(method, target, [])
 
 
+def test_metrics_can_be_closed(tmp_path: Path) -> None:
+    keys = str(write(tmp_path / "keys.json", entry(KEY)))
+    closed = make_door(RouterSettings(api_keys_file=keys, open_metrics=False), lambda why: None)
+    assert closed.enter(b"GET", b"/readyz", []) is NOBODY
+    with pytest.raises(ApiError):
+        closed.enter(b"GET", b"/metrics", [])
+
+
 async def test_a_key_holds_until_it_expires(tmp_path: Path) -> None:
     expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
     path = write(tmp_path / "keys.json", entry(KEY, expires=expires))
