@@ -80,7 +80,18 @@ lock: $(READY) ## pin the newest versions that pyproject.toml allows (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 	  pyproject.toml -o requirements/dev.lock
 
+build/audit/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/audit.txt
+	@touch $@
+
+audit: build/audit/.ready ## an SBOM in build/, and known vulnerabilities in what is locked (needs network)
+	@build/audit/bin/cyclonedx-py requirements requirements/dev.lock --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file build/sbom.cdx.json && echo "build/sbom.cdx.json is the SBOM (CycloneDX)"
+	@# Strict: a package that cannot be looked up is no package without vulnerabilities.
+	@build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements/dev.lock
+
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router bench-policies bench-fidelity profile-vllm lock clean
+.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router bench-policies bench-fidelity profile-vllm lock audit clean

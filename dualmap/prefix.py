@@ -15,16 +15,29 @@ DEFAULT_CHUNK_BYTES = 2048
 
 
 @lru_cache(maxsize=4096)
-def prefix_seed(pool: str, adapter: str = "", tenant: str = "", secret: str = "") -> int:
+def prefix_seed(pool: str, adapter: str = "", salt: str = "", secret: str = "") -> int:
     """The start of a hash chain: prompts under different seeds never share a chunk hash.
 
-    `tenant` is the tenant or the request's `cache_salt`; `secret` keeps outsiders from aiming prompts at
-    an instance.
+    `salt` is the one that the engine's cache is told, a tenant's or the request's own; `secret` keeps outsiders
+    from aiming prompts at an instance.
     """
-    # Lengths, not separators: a tenant's salt may hold any character, also a separator.
-    raw = (part.encode() for part in (pool, adapter, tenant))
-    parts = b"".join(len(part).to_bytes(4, "big") + part for part in raw)
-    return int.from_bytes(hashlib.blake2b(parts, key=secret.encode()[:64], digest_size=8).digest(), "big")
+    return int.from_bytes(_keyed(secret, 8, pool, adapter, salt), "big")
+
+
+@lru_cache(maxsize=4096)
+def tenant_salt(tenant: str, own: str = "", secret: str = "") -> str:
+    """The engine's `cache_salt` of a tenant: no other's, whatever salt of its `own` a request brings.
+
+    64 hexadecimal digits: engines take 128 characters at most, and not all of them.
+    """
+    return _keyed(secret, 32, "tenant", tenant, own).hex()
+
+
+def _keyed(secret: str, size: int, *parts: str) -> bytes:
+    # Lengths, not separators: a salt may hold any character, also a separator.
+    raw = (part.encode() for part in parts)
+    data = b"".join(len(part).to_bytes(4, "big") + part for part in raw)
+    return hashlib.blake2b(data, key=secret.encode()[:64], digest_size=size).digest()
 
 
 def chunk_hashes(prompt: bytes, seed: int, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> list[int]:

@@ -17,6 +17,7 @@ _COMMANDS = {
     "explain": ("commands.explain", "explain", "Say where a prompt would go, and why."),
     "plan": ("commands.plan", "plan", "What adding or draining instances would do to the prefixes."),
     "drain": ("commands.drain", "drain", "Take instances out of service without losing a request."),
+    "keys": ("commands.keys", "keys", "Make, list and revoke API keys."),
     "config": ("commands.config", "config", "Show a service's settings and where they came from."),
     "doctor": ("commands.doctor", "doctor", "Check a running system and name what is wrong."),
 }

@@ -62,7 +62,7 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
             async with http.get(f"{url}/readyz") as response:
                 state = await response.json()
             charges += state["live_charges"]
-            running += state["in_flight"] + state["exchanges"]
+            running += state["in_flight"] + state["exchanges"] + state["limited_in_flight"]
             buffers += state["held_body_bytes"] + state["recorded_bytes"]
     return Leftovers(
         charges_s=sum(abs(int(value)) for value in booked) / 1e6,

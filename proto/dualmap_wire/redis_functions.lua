@@ -500,6 +500,80 @@ local function members(keys, args)
   return result
 end
 
+-- Tenants' limits ----------------------------------------------------------------------------------------
+
+-- inside:<tenant> counts a tenant's requests by router. Who has no lease has none, and what nobody writes for
+-- INSIDE_MS is forgotten; routers say the whole truth now and then, since calls may be lost.
+local INSIDE_MS = 10000
+
+local function write_inside(prefix, router, tenant, count)
+  local key = prefix .. 'inside:' .. tenant
+  if count > 0 then
+    call('HSET', key, router, count)
+    call('PEXPIRE', key, INSIDE_MS)
+  else
+    call('HDEL', key, router)
+  end
+end
+
+-- (requests of a tenant in this router, in the others)
+local function read_inside(prefix, router, tenant)
+  local key, own, others = prefix .. 'inside:' .. tenant, 0, 0
+  local flat = call('HGETALL', key)
+  for i = 1, #flat, 2 do
+    if flat[i] == router then
+      own = tonumber(flat[i + 1])
+    elseif call('EXISTS', prefix .. 'lease:router:' .. flat[i]) == 1 then
+      others = others + tonumber(flat[i + 1])
+    else
+      call('HDEL', key, flat[i])
+    end
+  end
+  return own, others
+end
+
+-- Whether a tenant's limits let one more request in: ARGV = router, tenant, requests per second, burst, concurrency
+-- (0 for no limit). The rate is dualmap/limits.py.
+-- Returns {'ok', 'rate' or 'concurrency', microseconds to wait, requests left in the bucket, microseconds until it is
+-- full, routers, now_us}.
+local function enter(keys, args)
+  local prefix, router, tenant = keys[1], args[1], args[2]
+  local rate, burst, concurrency = tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
+  local now, routers, own = now_us(), call('SCARD', prefix .. 'routers'), 0
+  if concurrency > 0 then
+    local others
+    own, others = read_inside(prefix, router, tenant)
+    if own + others >= concurrency then return { 'concurrency', 0, 0, 0, routers, now } end
+  end
+  local left, full_us = 0, 0
+  if rate > 0 then
+    local key, interval = prefix .. 'rate:' .. tenant, 1000000 / rate
+    local after = math.max(tonumber(call('GET', key) or 0), now) + interval
+    local wait = after - burst * interval - now
+    if wait > interval * 5e-7 then
+      return { 'rate', math.ceil(wait), 0, math.ceil(after - interval - now), routers, now }
+    end
+    -- A bucket that is full is no different from one that was never there.
+    call('SET', key, string.format('%.17g', after), 'PX', math.max(1, math.ceil((after - now) / 1000)))
+    left, full_us = math.floor((now + burst * interval - after) / interval + 1e-6), math.ceil(after - now)
+  end
+  if concurrency > 0 then write_inside(prefix, router, tenant, own + 1) end
+  return { 'ok', 0, left, full_us, routers, now }
+end
+
+-- A request of a tenant is over: ARGV = router, tenant.
+local function leave(keys, args)
+  local own = tonumber(call('HGET', keys[1] .. 'inside:' .. args[2], args[1]) or 0)
+  write_inside(keys[1], args[1], args[2], own - 1)
+  return own
+end
+
+-- How many requests of some tenants a router has: ARGV = router, then per tenant its name and their number.
+local function inside(keys, args)
+  for i = 2, #args, 2 do write_inside(keys[1], args[1], args[i], tonumber(args[i + 1])) end
+  return (#args - 1) / 2
+end
+
 -- Rebalancer ---------------------------------------------------------------------------------------------
 
 -- Takes or renews the lead: ARGV = who, lease_ms. Returns the fencing token, or 0 while another leads.
@@ -577,6 +651,9 @@ redis.register_function('own_sync_@SUFFIX@', own_sync)
 redis.register_function('register_@SUFFIX@', register)
 redis.register_function('deregister_@SUFFIX@', deregister)
 redis.register_function('members_@SUFFIX@', members)
+redis.register_function('enter_@SUFFIX@', enter)
+redis.register_function('leave_@SUFFIX@', leave)
+redis.register_function('inside_@SUFFIX@', inside)
 redis.register_function('lead_@SUFFIX@', lead)
 redis.register_function('resign_@SUFFIX@', resign)
 redis.register_function('fold_@SUFFIX@', fold)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -153,6 +153,35 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     except (LookupError, TypeError, ValueError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What `enter` says to one request of a tenant with limits."""
+
+    refused: Literal["", "rate", "concurrency"]
+    wait_s: float
+    """Until the rate would let it in."""
+    remaining: int
+    full_s: float
+    """Until the bucket is full."""
+    routers: int
+
+
+def parse_enter(reply: list[Any]) -> Entered:
+    """The reply of `enter` as a value."""
+    try:
+        kind, wait_us, remaining, full_us, routers, _now = reply
+        return Entered(_REFUSALS[kind], wait_us / 1e6, remaining, full_us / 1e6, routers)
+    except (LookupError, TypeError, ValueError) as exc:
+        raise WireError(f"enter answered {reply!r:.200}") from exc
+
+
+_REFUSALS: dict[bytes, Literal["", "rate", "concurrency"]] = {
+    b"ok": "",
+    b"rate": "rate",
+    b"concurrency": "concurrency",
+}
 
 
 @dataclass(frozen=True, slots=True)

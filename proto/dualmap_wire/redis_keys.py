@@ -13,6 +13,8 @@
 | own:<i> | sorted set | chunk hash -> when written, microseconds | router (expected), worker (by KV events) | dies with the generation |
 | keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits; its version follows the clock | route function | bounded by count |
 | outposts, outposts:older | hash | prefix key -> the instance outside its pair where it went last | route function | bounded by count |
+| rate:<t> | string | when a tenant's bucket of requests is full, microseconds | enter function | until it is full |
+| inside:<t> | hash | router -> requests of a tenant that it has | enter, leave and inside functions | 10 s, renewed each 2 s |
 | turn | counter | decisions of `round-robin` | route function | for ever |
 | leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
 | stats | hash | moves, reaps, folds | rebalancer | for ever |
@@ -20,6 +22,8 @@
 
 LEASE_MS = 3000
 HEARTBEAT_S = 1.0
+INSIDE_MS = 10_000
+"""How long Redis believes what a router said of a tenant's requests; said again by each `reconcile`."""
 
 
 class PoolKeys:
@@ -69,6 +73,10 @@ class PoolKeys:
     def instance_lease(self, instance: str) -> str:
         """Lives while the instance's worker does."""
         return self.key("lease", "instance", instance)
+
+    def inside(self, tenant: str) -> str:
+        """Requests of a tenant that each router has."""
+        return self.key("inside", tenant)
 
     @property
     def stats(self) -> str:

@@ -65,6 +65,18 @@ def test_nothing_runs_as_root_or_can_write(service: str, container: dict[str, An
     assert security["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_routers_ask_for_keys_that_are_mounted_as_a_folder() -> None:
+    spec = ALL["Deployment/dualmap-router"]["spec"]["template"]["spec"]
+    [router] = spec["containers"]
+    [path] = [entry["value"] for entry in router["env"] if entry["name"] == "DUALMAP_ROUTER_API_KEYS_FILE"]
+    [mount] = router["volumeMounts"]
+    [volume] = spec["volumes"]
+    assert Path(path).parent == Path(mount["mountPath"])
+    # Kubernetes does not follow a change into a subPath.
+    assert "subPath" not in mount
+    assert (mount["name"], "secret" in volume) == (volume["name"], True)
+
+
 def test_a_worker_may_drain_for_as_long_as_it_says() -> None:
     spec = ALL["StatefulSet/dualmap-instance"]["spec"]["template"]["spec"]
     [worker] = spec["containers"]

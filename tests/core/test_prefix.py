@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap.prefix import DEFAULT_CHUNK_BYTES, chunk_hashes, owned_depth, prefix_seed, short_prompt_key
+from dualmap.prefix import (
+    DEFAULT_CHUNK_BYTES,
+    chunk_hashes,
+    owned_depth,
+    prefix_seed,
+    short_prompt_key,
+    tenant_salt,
+)
 
 SEED = prefix_seed("pool")
 CHUNK = 16
@@ -106,3 +113,22 @@ def test_owned_depth_finds_the_owned_run_in_few_questions(total: int, owned: int
 
     assert owned_depth(hashes, owns) == min(owned, total)
     assert len(asked) <= max(total, 1).bit_length()
+
+
+_SALTED = st.tuples(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
+
+
+@given(one=_SALTED, other=_SALTED)
+def test_salts_are_equal_only_for_one_tenant_its_own_salt_and_secret(
+    one: tuple[str, str, str], other: tuple[str, str, str]
+) -> None:
+    assert (tenant_salt(*one) == tenant_salt(*other)) == (one == other)
+
+
+def test_no_salt_of_its_own_makes_a_tenant_another() -> None:
+    victim = tenant_salt("acme")
+    assert tenant_salt("ac", "me") != victim
+    assert tenant_salt("eve", victim) != victim
+    # As vLLM takes it: 128 characters at most, and none of @ / \\ NUL.
+    assert len(victim) == 64
+    assert set(victim) <= set("0123456789abcdef")

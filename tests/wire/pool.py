@@ -5,8 +5,10 @@ from typing import Any
 
 import redis
 
+from dualmap.limits import Limits
 from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, PrefillSpeed
 from dualmap_wire.redis_functions import (
+    Entered,
     Overload,
     Perf,
     RouteCall,
@@ -15,6 +17,7 @@ from dualmap_wire.redis_functions import (
     function_name,
     library,
     pack_hashes,
+    parse_enter,
     parse_route,
     parse_views,
 )
@@ -65,6 +68,17 @@ class WirePool:
         """A router's poll."""
         reply: list[Any] = self.call("members", router, lease_ms)
         return reply
+
+    def enter(self, limits: Limits, router: str = "r1", tenant: str = "acme") -> tuple[Entered, int]:
+        """One more request of a tenant, and the server's clock when it was decided on."""
+        asked = (limits.requests_per_s, limits.burst, limits.concurrency)
+        reply = self.call("enter", router, tenant, *asked)
+        return parse_enter(reply), reply[-1]
+
+    def inside(self, tenant: str = "acme") -> dict[str, int]:
+        """How many requests of a tenant each router has."""
+        found = self.client.hgetall(self.keys.inside(tenant))
+        return {router.decode(): int(count) for router, count in found.items()}
 
     def own_add(self, instance: str, hashes: Sequence[int], generation: int = 1, most: int = 10_000) -> int:
         """A router marks what a dispatch makes an instance hold."""

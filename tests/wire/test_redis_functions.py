@@ -33,6 +33,7 @@ from dualmap_wire.redis_functions import (
     parse_views,
     unpack_hash,
 )
+from dualmap_wire.redis_keys import INSIDE_MS
 from tests.wire.pool import SPEED, WirePool
 
 OK = [b"ok", b"w1", b"w2", b"load", 1, 3, 2, 1_500_000, 250_000, 1_750_000, 123]
@@ -54,6 +55,7 @@ def test_lua_constants_equal_the_cores() -> None:
         "MAX_SPLITS": prefix_key.MAX_SPLITS,
         "MAX_OUTPOSTS": MAX_OUTPOSTS,
         "STALE_US": STALE_PERF_US,
+        "INSIDE_MS": INSIDE_MS,
     }
 
 

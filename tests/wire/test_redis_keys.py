@@ -2,6 +2,7 @@
 
 import re
 
+from dualmap.limits import Limits
 from dualmap.outposts import MAX_OUTPOSTS
 from dualmap.types import ChoiceRule
 from dualmap_wire import redis_keys
@@ -57,6 +58,7 @@ def test_every_key_of_a_live_pool_is_documented(pool: WirePool) -> None:
     for key in range(MAX_OUTPOSTS + 1):
         pool.route(route_call(["w1"], hashes=[key], key_depth=1, at_home=False))
     pool.own_add("w1", [1, 2])
+    pool.enter(Limits(1.0, 1, 1))
     pool.client.hincrby(pool.keys.stats, "moves", 1)
 
     seen = set()

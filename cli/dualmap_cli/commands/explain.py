@@ -19,9 +19,18 @@ from rich.table import Table
 )
 @click.option("--policy", help="Decide by another policy.")
 @click.option("--slo-ms", type=float, help="Decide under another TTFT objective.")
+@click.option(
+    "--api-key", envvar="OPENAI_API_KEY", help="An administrator's key, if routers ask. [env: OPENAI_API_KEY]"
+)
 @click.option("--json", "as_json", is_flag=True, help="The router's answer as it is.")
 def explain(
-    prompt: str | None, url: str, body: Any, policy: str | None, slo_ms: float | None, as_json: bool
+    prompt: str | None,
+    url: str,
+    body: Any,
+    policy: str | None,
+    slo_ms: float | None,
+    api_key: str | None,
+    as_json: bool,
 ) -> None:
     """Ask a router for a dry run of its decision for PROMPT."""
     if body is not None:
@@ -35,6 +44,8 @@ def explain(
         headers["x-dualmap-policy"] = policy
     if slo_ms:
         headers["x-dualmap-slo-ttft-ms"] = str(slo_ms)
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
     status, answer = asyncio.run(_ask(url.rstrip("/") + "/debug/explain", payload, headers))
     if as_json:
         click.echo(answer.decode())

@@ -172,6 +172,7 @@ class Placement(_message.Message):
     PREDICTED_TTFT_S_FIELD_NUMBER: _builtins.int
     CHUNK_HASHES_FIELD_NUMBER: _builtins.int
     CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     charge_id: _builtins.str
     prompt_tokens: _builtins.int
     cached_tokens: _builtins.int
@@ -189,6 +190,8 @@ class Placement(_message.Message):
     chunk_hashes: _builtins.bytes
     """The prompt's chunk hashes, 8 bytes each, and the bytes in a chunk: what the worker keeps ownership by."""
     chunk_bytes: _builtins.int
+    tenant: _builtins.str
+    """Whose request it is; empty where clients do not say who they are. The queue may share by it."""
     def __init__(
         self,
         *,
@@ -206,10 +209,11 @@ class Placement(_message.Message):
         predicted_ttft_s: _builtins.float = ...,
         chunk_hashes: _builtins.bytes = ...,
         chunk_bytes: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "backup", b"backup", "backup_cached_tokens", b"backup_cached_tokens", "cached_tokens", b"cached_tokens", "charge_id", b"charge_id", "chunk_bytes", b"chunk_bytes", "chunk_hashes", b"chunk_hashes", "feasible", b"feasible", "moves", b"moves", "predicted_ttft_s", b"predicted_ttft_s", "priority", b"priority", "prompt_bytes", b"prompt_bytes", "prompt_tokens", b"prompt_tokens", "slo_s", b"slo_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "backup", b"backup", "backup_cached_tokens", b"backup_cached_tokens", "cached_tokens", b"cached_tokens", "charge_id", b"charge_id", "chunk_bytes", b"chunk_bytes", "chunk_hashes", b"chunk_hashes", "feasible", b"feasible", "moves", b"moves", "predicted_ttft_s", b"predicted_ttft_s", "priority", b"priority", "prompt_bytes", b"prompt_bytes", "prompt_tokens", b"prompt_tokens", "slo_s", b"slo_s", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,6 @@
 """Answers: what a flight sends to its client, whole or as a stream."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dualmap_router.errors import ApiError, ClientGoneError
 from dualmap_router.flight import Flight
@@ -12,12 +12,11 @@ _OWN_TO_THE_HOP = frozenset(
     (
         "connection",
         "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "http2-settings",
         "content-length",
         "date",
         "server",
@@ -29,14 +28,44 @@ _OWN_TO_THE_HOP = frozenset(
     )
 )
 
+_INSIDE = ("x-dualmap-", "proxy-")
+
 
 def engine_headers(request: HttpRequest) -> list[pb.Header]:
     """The request headers that an engine may see: end to end, ASCII, nothing of ours."""
+    nominated = named_in(value for name, value in request.headers if name == "connection")
     return [
         pb.Header(name=name, value=value)
         for name, value in request.headers
-        if name not in _OWN_TO_THE_HOP and not name.startswith("x-dualmap-") and value.isascii()
+        if name not in _OWN_TO_THE_HOP
+        and name not in nominated
+        and not name.startswith(_INSIDE)
+        and value.isascii()
     ]
+
+
+def named_in(connections: Iterable[str]) -> frozenset[str]:
+    """The headers that Connection headers name: they are for this hop alone."""
+    return frozenset(name.strip().lower() for value in connections for name in value.split(","))
+
+
+def decision_headers(flight: Flight, router: str) -> Pairs:
+    """What the answer says about the decision."""
+    pairs = [("x-request-id", flight.request_id), ("x-dualmap-router", router), *flight.standing]
+    placed = flight.placed
+    if placed is not None:
+        pairs += [
+            ("x-dualmap-instance", placed.instance),
+            ("x-dualmap-reason", str(flight.reason)),
+            ("x-dualmap-candidates", ",".join(placed.candidates)),
+            ("x-dualmap-cached-chunks", str(placed.owned_chunks)),
+            ("x-dualmap-predicted-ttft-ms", f"{placed.ttft_s * 1e3:.1f}"),
+            ("x-dualmap-moves", str(flight.moves)),
+            ("x-dualmap-attempts", str(flight.attempts + flight.moves + 1)),
+        ]
+        if not placed.shared:
+            pairs.append(("x-dualmap-degraded", "local"))
+    return pairs
 
 
 class Answer:

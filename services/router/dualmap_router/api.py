@@ -4,44 +4,35 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from dualmap.types import Slo
-from dualmap_router.answer import Answer, engine_headers
+from dualmap.types import ChoiceRule, Slo
+from dualmap_router.answer import Answer, decision_headers, engine_headers
+from dualmap_router.endpoints import ADMINISTRATION, INFERENCE_PATHS, TEXT_STREAMS, label
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
 from dualmap_router.explain import explain
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
+from dualmap_router.isolation import isolation_for
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
+from dualmap_router.prompt import Prompt
 from dualmap_router.request import InferenceRequest, Options, model_of, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecord, StreamRecords
+from dualmap_router.tenant_limits import TenantLimits
 from dualmap_router.trace import RequestTraces
 
 log = logging.getLogger(__name__)
 
-INFERENCE_PATHS = frozenset(
-    (
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/v1/embeddings",
-    )
-)
-
-# The two whose streams are chunks of text: usage can be asked for in them, and they can be continued.
-_TEXT_STREAMS = ("/v1/chat/completions", "/v1/completions")
-
-# vLLM has these under /v1/, yet they change the engine for everybody.
-_ADMINISTRATION = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+Work = Callable[[HttpRequest, HttpResponse, str, Pairs], Awaitable[None]]
+"""Request, answer, request id and what to tell of the tenant's limits."""
 
 
 class Api:
@@ -57,6 +48,7 @@ class Api:
         metrics: RouterMetrics,
         traces: RequestTraces,
         records: StreamRecords,
+        limits: TenantLimits,
         state: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -67,6 +59,8 @@ class Api:
         self._metrics = metrics
         self._traces = traces
         self._records = records
+        self._limits = limits
+        self._isolation = isolation_for(settings)
         self._state = state
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
@@ -82,20 +76,20 @@ class Api:
         own = [("x-request-id", request_id)]
         try:
             if path in INFERENCE_PATHS:
-                await self._counted(self._inference(request, response, request_id))
+                await self._counted(self._inference, request, response, request_id)
             elif not self._local(request, response):
-                if path == "/debug/explain":
-                    await self._explain(request, response)
+                if path.startswith("/debug/"):
+                    await self._debug(request, response)
                 else:
-                    await self._counted(self._passthrough(request, response, request_id))
+                    await self._counted(self._passthrough, request, response, request_id)
         except ApiError as error:
-            self._metrics.request(_label(path), error.status)
+            self._metrics.request(label(path), error.status)
             response.fail(error, own)
         except ClientGoneError:
             self._metrics.client_gone.inc()
         except Exception:
             log.exception("request.failed", extra={"path": path, "request_id": request_id})
-            self._metrics.request(_label(path), 500)
+            self._metrics.request(label(path), 500)
             if not response.started:
                 fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
                 response.fail(fault, own)
@@ -104,12 +98,22 @@ class Api:
         """Count what was answered before it was a request."""
         self._metrics.request("other", error.status)
 
-    async def _counted(self, work: Coroutine[Any, Any, None]) -> None:
-        """Count a request that an engine works for."""
+    async def _counted(
+        self, work: Work, request: HttpRequest, response: HttpResponse, request_id: str
+    ) -> None:
+        """Count a request that an engine works for, also among its tenant's."""
         self.in_flight += 1
         self.idle.clear()
+        caller = request.caller
         try:
-            await work
+            if caller.limits is None:
+                await work(request, response, request_id, ())
+                return
+            standing = await self._limits.enter(caller, caller.limits)
+            try:
+                await work(request, response, request_id, standing)
+            finally:
+                self._limits.leave(caller, caller.limits)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -117,7 +121,9 @@ class Api:
 
     # Inference
 
-    async def _inference(self, request: HttpRequest, response: HttpResponse, request_id: str) -> None:
+    async def _inference(
+        self, request: HttpRequest, response: HttpResponse, request_id: str, standing: Pairs
+    ) -> None:
         if request.method != "POST":
             raise ApiError(405, f"{request.path} takes POST", code="method_not_allowed")
         self._admit()
@@ -125,17 +131,18 @@ class Api:
         options = parse_options(request.get)
         inference = parse_inference(request.path, request.body)
         self._models.check(inference.model)
+        inference = self._isolation.inference(request, inference)
         record = None
         if (
             inference.stream
             and options.resume
-            and request.path in _TEXT_STREAMS
+            and request.path in TEXT_STREAMS
             and self._settings.resume_streams
         ):
             record = self._records.open()
         sink = self._answer(request, response, inference.stream, record)
         flight = self._flight(request, request_id, started_s, inference, options, sink)
-        flight.record = record
+        flight.record, flight.standing = record, standing
         try:
             await self._fly(flight, request, response)
         finally:
@@ -153,26 +160,33 @@ class Api:
     ) -> Flight:
         adapter = self._models.adapter(inference.model)
         prompt = self._placement.prompt(inference, adapter, options.prefix_key)
-        streams_openai = inference.stream and request.path in _TEXT_STREAMS
+        slo_s, rule = self._terms(options, prompt)
+        streams_openai = inference.stream and request.path in TEXT_STREAMS
         return Flight(
             request_id=request_id,
             method="POST",
             path=request.target,
-            label=_label(request.path),
+            label=label(request.path),
             headers=engine_headers(request),
             body=request.body,
             first_body=request.body,
+            tenant=request.caller.tenant,
             prefix_key=options.prefix_key,
             started_s=started_s,
             sink=sink,
             model=inference.model,
             prompt=prompt,
-            slo_s=options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens),
-            rule=self._rule if options.policy is None else replace(self._rule, policy=options.policy),
+            slo_s=slo_s,
+            rule=rule,
             priority=options.priority if options.priority is not None else inference.priority,
             streamed=inference.stream,
             hide_usage=streams_openai and not inference.wants_usage and not inference.has_stream_options,
         )
+
+    def _terms(self, options: Options, prompt: Prompt) -> tuple[float, ChoiceRule]:
+        """The objective and the rule of a request's decision."""
+        slo_s = options.slo_s if options.slo_s is not None else self._slo.for_prompt(prompt.num_tokens)
+        return slo_s, self._rule if options.policy is None else replace(self._rule, policy=options.policy)
 
     def _answer(
         self,
@@ -181,13 +195,13 @@ class Api:
         stream: bool,
         record: StreamRecord | None = None,
     ) -> Answer:
-        label = _label(request.path)
+        named = label(request.path)
         return Answer(
             response,
             stream,
             self._settings.max_answer_bytes,
-            self._headers,
-            lambda status: self._metrics.request(label, status),
+            lambda flight: decision_headers(flight, self._router),
+            lambda status: self._metrics.request(named, status),
             record,
         )
 
@@ -209,24 +223,6 @@ class Api:
                 429, "too many requests in flight", "rate_limit_error", "overloaded", retry_after_s=1
             )
 
-    def _headers(self, flight: Flight) -> Pairs:
-        """What the answer says about the decision."""
-        pairs = [("x-request-id", flight.request_id), ("x-dualmap-router", self._router)]
-        placed = flight.placed
-        if placed is not None:
-            pairs += [
-                ("x-dualmap-instance", placed.instance),
-                ("x-dualmap-reason", str(flight.reason)),
-                ("x-dualmap-candidates", ",".join(placed.candidates)),
-                ("x-dualmap-cached-chunks", str(placed.owned_chunks)),
-                ("x-dualmap-predicted-ttft-ms", f"{placed.ttft_s * 1e3:.1f}"),
-                ("x-dualmap-moves", str(flight.moves)),
-                ("x-dualmap-attempts", str(flight.attempts + flight.moves + 1)),
-            ]
-            if not placed.shared:
-                pairs.append(("x-dualmap-degraded", "local"))
-        return pairs
-
     # Everything else
 
     def _local(self, request: HttpRequest, response: HttpResponse) -> bool:
@@ -240,6 +236,8 @@ class Api:
             state = self._state()
             response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
         elif path == "/metrics":
+            if not self._settings.open_metrics:
+                request.caller.check_admin()
             text, content_type = self._metrics.render(request.get("accept") or "")
             response.send(200, [("content-type", content_type)], text)
         elif path == "/v1/models":
@@ -247,6 +245,13 @@ class Api:
         else:
             return False
         return True
+
+    async def _debug(self, request: HttpRequest, response: HttpResponse) -> None:
+        """What only administrators may see."""
+        request.caller.check_admin()
+        if request.path != "/debug/explain":
+            raise ApiError(404, f"there is no {request.path} here", code="not_found")
+        await self._explain(request, response)
 
     async def _explain(self, request: HttpRequest, response: HttpResponse) -> None:
         """A dry run: what would be decided for this body, and over what state."""
@@ -256,29 +261,33 @@ class Api:
         path = "/v1/chat/completions" if b'"messages"' in request.body else "/v1/completions"
         inference = parse_inference(path, request.body)
         self._models.check(inference.model)
-        sink = self._answer(request, response, False)
-        flight = self._flight(request, "explain", 0.0, inference, options, sink)
-        assert flight.prompt is not None
-        report = await explain(self._placement, flight.prompt, flight.slo_s, flight.rule)
+        inference = self._isolation.inference(request, inference)
+        adapter = self._models.adapter(inference.model)
+        prompt = self._placement.prompt(inference, adapter, options.prefix_key)
+        report = await explain(self._placement, prompt, *self._terms(options, prompt))
         response.send(200, [JSON], msgspec.json.encode(report))
 
-    async def _passthrough(self, request: HttpRequest, response: HttpResponse, request_id: str) -> None:
+    async def _passthrough(
+        self, request: HttpRequest, response: HttpResponse, request_id: str, standing: Pairs
+    ) -> None:
         """Hand the request as it is to any engine that serves the model it names."""
         path = request.path
-        inside = path.startswith(_ADMINISTRATION)
+        inside = path.startswith(ADMINISTRATION)
         if inside or not path.startswith(self._settings.passthrough) or ".." in path:
             raise ApiError(404, f"there is no {path} here", code="not_found")
         self._admit()
+        self._isolation.passthrough(request)
         flight = Flight(
             request_id=request_id,
             method=request.method,
             path=request.target,
-            label=_label(path),
+            label=label(path),
             headers=engine_headers(request),
             body=request.body,
             started_s=time.monotonic(),
             sink=self._answer(request, response, True),
             model=model_of(request.body),
+            standing=standing,
         )
         await self._fly(flight, request, response)
 
@@ -288,8 +297,3 @@ def _request_id(given: str | None) -> str:
     if given is not None and len(given) <= 128 and given.isascii() and given.isprintable() and given:
         return given
     return secrets.token_hex(16)
-
-
-def _label(path: str) -> str:
-    """A path as a metric label: outsiders cannot make up new ones."""
-    return path if path in INFERENCE_PATHS else "other"

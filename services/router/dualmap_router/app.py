@@ -8,7 +8,9 @@ from typing import Any
 
 from dualmap_router.api import Api
 from dualmap_router.charges import Charges
+from dualmap_router.door import make_door
 from dualmap_router.http_server import HttpServer
+from dualmap_router.key_watch import PERIOD_S as KEYS_POLL_S
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
@@ -17,6 +19,7 @@ from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecords
+from dualmap_router.tenant_limits import TenantLimits
 from dualmap_router.trace import RequestTraces
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
@@ -51,6 +54,15 @@ class RouterApp:
             settings.max_attempts,
             settings.request_timeout_s,
         )
+        self.door = make_door(settings, self.metrics.turned_away)
+        self.limits = TenantLimits(
+            self.store,
+            settings.pool,
+            router,
+            settings.route_deadline_ms / 1e3,
+            self.metrics.limited,
+            self.metrics.local_limits.inc,
+        )
         self.records = StreamRecords(settings.max_resume_bytes, settings.max_resume_total_bytes)
         self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
         traces = RequestTraces(self._tracing, router)
@@ -63,9 +75,10 @@ class RouterApp:
             self.metrics,
             traces,
             self.records,
+            self.limits,
             self.state,
         )
-        self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused)
+        self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused, self.door.enter)
         self._router = router
         self._background = Background(stop)
         self._gauges()
@@ -87,6 +100,15 @@ class RouterApp:
             "dualmap_reachable_instances", "Instances with a session.", lambda: len(self.placement.usable)
         )
         self.metrics.gauge("dualmap_store_available", "Whether Redis answers.", lambda: self.store.available)
+        self.metrics.gauge(
+            "dualmap_limited_in_flight", "Requests of tenants with limits.", lambda: self.limits.inside
+        )
+        self.metrics.gauge("dualmap_api_keys", "API keys in force.", lambda: self.door.num_keys)
+        self.metrics.gauge(
+            "dualmap_api_keys_stale",
+            "Whether the keys file cannot be used as it is.",
+            lambda: self.door.stale,
+        )
         self.metrics.gauge("dualmap_splits", "Split prefixes known here.", lambda: len(self.placement.splits))
 
     def state(self) -> dict[str, Any]:
@@ -100,6 +122,7 @@ class RouterApp:
             "instances": list(self.placement.usable),
             "in_flight": self.api.in_flight,
             "live_charges": len(self.charges),
+            "limited_in_flight": self.limits.inside,
             "exchanges": self.sessions.exchanges,
             "held_body_bytes": self.http.held_bytes,
             "recorded_bytes": self.records.held_bytes,
@@ -120,6 +143,7 @@ class RouterApp:
             self.models.follow(self.watch.current)
 
     async def _reconcile(self) -> None:
+        await self.limits.sync()
         mended = await self.charges.reconcile()
         if mended:
             self.metrics.reconciled.inc(mended)
@@ -132,6 +156,7 @@ class RouterApp:
         self.watch.on_change.append(self._membership_changed)
         self._background.start(every(_POLL_S, self._poll), "membership")
         self._background.start(every(_RECONCILE_S, self._reconcile), "reconcile")
+        self._background.start(every(KEYS_POLL_S, self.door.poll), "keys")
         try:
             port = await self.http.start(settings.host, settings.port)
         except OSError as exc:

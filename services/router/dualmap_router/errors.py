@@ -1,4 +1,6 @@
-"""What a client is told when a request cannot be served. HTTP status lives here and in `front` only."""
+"""What a client is told when a request cannot be served. HTTP status lives here and in `api` only."""
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -14,7 +16,9 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
+        """`headers` are those of the answer besides what every error has."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -22,6 +26,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
     def body(self) -> bytes:
         """The JSON body."""

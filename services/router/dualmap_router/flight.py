@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.continuation import Splice
 from dualmap_router.exchange import Exchange
+from dualmap_router.http_message import Pairs
 from dualmap_router.placement import Placed
 from dualmap_router.prompt import Prompt
 from dualmap_router.stream_record import StreamRecord
@@ -58,6 +59,10 @@ class Flight:
     slo_s: float = 0.0
     rule: ChoiceRule = field(default_factory=ChoiceRule)
     priority: int = 0
+    tenant: str = ""
+    """Whose it is; empty where clients do not say who they are."""
+    standing: Pairs = ()
+    """Headers that tell its tenant how far it is from its limits."""
     prefix_key: str | None = None
     """What the client wants hashed instead of the prompt."""
     hide_usage: bool = False

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import httptools
 
+from dualmap_router.caller import NOBODY
 from dualmap_router.errors import ApiError, ClientGoneError, bad_request
+from dualmap_router.http_head import body_too_large, check_head, check_length, head_too_large
 from dualmap_router.http_message import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _WRITE_HIGH_BYTES = 256 * 1024
 _LOWEST_RATE_BYTES_S = 16 * 1024
+_MOST_FRAMING = 16
 _LINGER_S = 5.0
 _LINGER_BYTES = 512 * 1024 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -47,7 +50,9 @@ class HttpConnection(asyncio.Protocol):
         self._num_begun = 0
         self._chunks: list[bytes] = []
         self._body_bytes = 0
+        self._wire_bytes = 0
         self._refused: ApiError | None = None
+        self._caller = NOBODY
         # Of those that have been read
         self._waiting: deque[HttpRequest] = deque()
         self._current: HttpResponse | None = None
@@ -88,7 +93,7 @@ class HttpConnection(asyncio.Protocol):
         if self._phase == "closing":
             self._linger(len(data))
             return
-        unfinished_head = self._num_begun if self._phase == "head" else -1
+        unfinished = self._num_begun if self._phase in ("head", "body") else -1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -97,13 +102,23 @@ class HttpConnection(asyncio.Protocol):
                 return
         except httptools.HttpParserError as exc:
             self._refuse(bad_request(f"the request is not valid HTTP: {exc}"))
-        if self._phase == "head" and unfinished_head == self._num_begun:
-            # All of it went into one header, which the parser tells of only when it is complete.
-            self._head_bytes += len(data)
-            if self._head_bytes > self._limits.max_header_bytes:
-                self._refuse(self._head_too_large())
+        if unfinished == self._num_begun:
+            self._count_unseen(len(data))
         if self._refused is not None:
             self._give_up(self._refused)
+
+    def _count_unseen(self, num_bytes: int) -> None:
+        """All bytes that came belong to a request that came before: also those that the parser does not tell of."""
+        if self._phase == "head":
+            # They went into one header, of which it tells when that is complete.
+            self._head_bytes += num_bytes
+            if self._head_bytes > self._limits.max_header_bytes:
+                self._refuse(head_too_large(self._limits))
+        elif self._phase == "body":
+            # Chunks have sizes and extensions: a byte at a time takes six.
+            self._wire_bytes += num_bytes
+            if self._wire_bytes > _MOST_FRAMING * self._body_bytes + self._limits.max_header_bytes:
+                self._refuse(bad_request("the request is not valid HTTP: its chunks are mostly not body"))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parse a request again without its wish to speak something else: with it, llhttp reads no body."""
@@ -135,7 +150,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase, self._since_s = "head", self._loop.time()
         self._num_begun += 1
         self._target, self._headers, self._head_bytes = b"", [], 0
-        self._chunks, self._body_bytes = [], 0
+        self._chunks, self._body_bytes, self._wire_bytes = [], 0, 0
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -147,28 +162,25 @@ class HttpConnection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._phase != "head":
             if self._head_bytes > self._limits.max_header_bytes:
-                self._refuse(self._head_too_large())
+                self._refuse(head_too_large(self._limits))
             return
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         """The head is complete: refuse now what is too large, before its body comes."""
         self._phase, self._since_s = "body", self._loop.time()
-        if self._parser.get_http_version() not in ("1.0", "1.1"):
-            self._refuse(bad_request("the request is not valid HTTP: it needs version 1.0 or 1.1"))
+        if self._refused is not None:
             return
-        if self._parser.get_method() == b"CONNECT":
-            self._refuse(ApiError(405, "this is no proxy", code="method_not_allowed"))
+        method, version = self._parser.get_method(), self._parser.get_http_version()
+        try:
+            expects = check_head(method, version, self._headers, self._head_bytes, self._limits)
+            # One that wants an upgrade is parsed again without that, and comes by here once more.
+            if not self._parser.should_upgrade():
+                self._caller = self._server.enter(method, self._target, self._headers)
+            check_length(self._headers, self._limits)
+        except ApiError as error:
+            self._refuse(error)
             return
-        if len(self._headers) > self._limits.max_headers or self._head_bytes > self._limits.max_header_bytes:
-            self._refuse(self._head_too_large())
-            return
-        expects = False
-        for name, value in self._headers:
-            if name == "content-length" and int(value) > self._limits.max_body_bytes:
-                self._refuse(self._body_too_large())
-                return
-            expects = expects or (name == "expect" and value.lower() == "100-continue")
         if expects and self._current is None and self._transport is not None:
             self._transport.write(_CONTINUE)
 
@@ -180,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
         self._hold(len(chunk))
         self._chunks.append(chunk)
         if self._body_bytes > self._limits.max_body_bytes:
-            self._refuse(self._body_too_large())
+            self._refuse(body_too_large(self._limits))
         elif self._server.held_bytes > self._limits.max_held_bytes:
             message = "this router holds as many request bodies as it has room for; try again later"
             self._refuse(ApiError(429, message, "rate_limit_error", "overloaded", retry_after_s=1.0))
@@ -199,21 +211,10 @@ class HttpConnection(asyncio.Protocol):
                 b"".join(self._chunks) if len(self._chunks) != 1 else self._chunks[0],
                 http10=self._parser.get_http_version() == "1.0",
                 keep_alive=self._parser.should_keep_alive(),
+                caller=self._caller,
             )
         )
         self._chunks, self._body_bytes = [], 0
-
-    def _head_too_large(self) -> ApiError:
-        limits = self._limits
-        return ApiError(
-            431,
-            f"the request's head has more than {limits.max_headers} headers or {limits.max_header_bytes} bytes",
-            code="headers_too_large",
-        )
-
-    def _body_too_large(self) -> ApiError:
-        most = self._limits.max_body_bytes
-        return ApiError(413, f"the request body is larger than {most} bytes", code="body_too_large")
 
     # Requests and answers
 
@@ -288,7 +289,8 @@ class HttpConnection(asyncio.Protocol):
         """Bytes of a request that was refused."""
         self._linger_bytes += num_bytes
         self._since_s = self._loop.time()
-        if self._linger_bytes > _LINGER_BYTES:
+        stranger = self._refused is not None and self._refused.status == 401
+        if self._linger_bytes > (self._limits.max_body_bytes if stranger else _LINGER_BYTES):
             self.abort()
 
     def _hold(self, num_bytes: int) -> None:

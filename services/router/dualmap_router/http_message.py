@@ -1,5 +1,6 @@
 """What passes over an HTTP connection: a request that has come in whole, and the answer to it."""
 
+import math
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
@@ -7,6 +8,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from dualmap_router.caller import NOBODY, Caller
 from dualmap_router.errors import ApiError, ClientGoneError, bad_request
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ _LAST_CHUNK = b"0\r\n\r\n"
 class HttpRequest:
     """A request as it came; header names are lower case, text is latin-1 as HTTP has it."""
 
-    __slots__ = ("_first", "body", "headers", "http10", "keep_alive", "method", "path", "refusal", "target")
+    __slots__ = (
+        "_first", "body", "caller", "headers", "http10", "keep_alive", "method", "path", "refusal", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -37,7 +41,9 @@ class HttpRequest:
         http10: bool = False,
         keep_alive: bool = False,
         refusal: ApiError | None = None,
+        caller: Caller = NOBODY,
     ) -> None:
+        self.caller = caller
         self.method = method
         self.headers = headers
         self.body = body
@@ -64,6 +70,9 @@ class HttpRequest:
 
 def _origin_form(target: bytes) -> str:
     """Path and query as the client sent them; proxies may send a whole URL."""
+    if b"#" in target:
+        # Not part of a target; on the way to the engine it would be lost, and another endpoint be left.
+        raise httptools.HttpParserInvalidURLError
     if target.startswith(b"/"):
         return target.decode("ascii")
     if b"://" not in target:
@@ -111,9 +120,9 @@ class HttpResponse:
     def fail(self, error: ApiError, headers: Pairs = ()) -> None:
         """Answer with an error in OpenAI's shape, if the client is still there."""
         if error.retry_after_s is not None:
-            headers = [*headers, ("retry-after", str(max(1, round(error.retry_after_s))))]
+            headers = [*headers, ("retry-after", str(max(1, math.ceil(error.retry_after_s))))]
         try:
-            self.send(error.status, [JSON, *headers], error.body())
+            self.send(error.status, [JSON, *error.headers, *headers], error.body())
         except ClientGoneError:
             return
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
+from dualmap_router.caller import Caller
 from dualmap_router.errors import ApiError
 from dualmap_router.http_connection import HttpConnection
 from dualmap_router.http_message import HttpRequest, HttpResponse
@@ -38,14 +39,19 @@ class HttpLimits:
 
 
 Handler = Callable[[HttpRequest, HttpResponse], Awaitable[None]]
+Enter = Callable[[bytes, bytes, list[tuple[str, str]]], Caller]
+"""Method, target and headers to who it is; may take headers away, and refuses by ApiError."""
 
 
 class HttpServer:
     """Listens on one address. The handler answers every request and raises nothing but cancellation."""
 
-    def __init__(self, handler: Handler, limits: HttpLimits, refused: Callable[[ApiError], None]) -> None:
-        """`refused` is told of requests that were answered without the handler."""
+    def __init__(
+        self, handler: Handler, limits: HttpLimits, refused: Callable[[ApiError], None], enter: Enter
+    ) -> None:
+        """`refused` is told of requests that were answered without the handler; `enter` says who may ask for what."""
         self._handler = handler
+        self.enter = enter
         self.limits = limits
         self.refused = refused
         self.connections: set[HttpConnection] = set()

@@ -78,6 +78,17 @@ class RouterMetrics:
         self.reconciled = Counter(
             "dualmap_charges_reconciled", "Charges that Redis had leaked or lost.", registry=registry
         )
+        self._turned_away = Counter(
+            "dualmap_auth_failures", "Requests without a key that may come in.", ["why"], registry=registry
+        )
+        self._limited = Counter(
+            "dualmap_limited", "Requests beyond their tenant's limits.", ["why"], registry=registry
+        )
+        self.local_limits = Counter(
+            "dualmap_local_limits",
+            "Requests held to a share of their tenant's limits, without Redis.",
+            registry=registry,
+        )
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def gauge(self, name: str, about: str, read: Callable[[], float]) -> None:
@@ -95,6 +106,14 @@ class RouterMetrics:
     def resubmission(self, why: str) -> None:
         """Count a request that had to go elsewhere."""
         self._child(self._resubmissions, why).inc()
+
+    def turned_away(self, why: str) -> None:
+        """Count a request that was not let in."""
+        self._child(self._turned_away, why).inc()
+
+    def limited(self, why: str) -> None:
+        """Count a request beyond its tenant's limits."""
+        self._child(self._limited, why).inc()
 
     def _child(self, metric: Counter, *labels: str) -> Any:
         key = (metric, labels)

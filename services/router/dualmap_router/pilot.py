@@ -230,6 +230,7 @@ class Pilot:
             placement.predicted_ttft_s = placed.ttft_s
             placement.chunk_hashes = flight.prompt.packed
             placement.chunk_bytes = flight.prompt.chunk_bytes
+            placement.tenant = flight.tenant
         return submit
 
     def _first_byte(self, flight: Flight, placed: Placed | None, head: pb.Head) -> None:

@@ -49,7 +49,7 @@ def hash_prompt(
     prefix_key: str | None,
     bytes_per_token: float,
 ) -> Prompt:
-    """Hash a request's prompt under the pool's, the adapter's and the tenant's seed."""
+    """Hash a request's prompt under a seed of the pool, the adapter and the salt of the engine's cache."""
     canonical, chunk_bytes = inference.prompt, settings.chunk_bytes
     seed = prefix_seed(settings.pool, adapter, inference.cache_salt, settings.hash_secret)
     hashes = chunk_hashes(canonical[: settings.max_chunks * chunk_bytes], seed, chunk_bytes)

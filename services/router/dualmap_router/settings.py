@@ -18,6 +18,14 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     """0 picks a free one."""
+    auth: Literal["auto", "keys", "none"] = "auto"
+    """Whether clients need an API key. auto: if there is an api_keys_file; without one only this machine is served."""
+    api_keys_file: str = ""
+    """The keys, as `dualmap keys new --file` writes them; followed while the router runs."""
+    open_metrics: bool = True
+    """Let scrapers read /metrics without a key; otherwise administrators do."""
+    share_prefixes: bool = False
+    """Let tenants find each other's prefixes in the engines' caches: faster, and the speed tells what others asked."""
     policy: Literal["dualmap", "paper", "round-robin", "least-loaded", "cache-affinity"] = "dualmap"
     """Of a request that names none."""
     slo_ttft_s: Positive = 5.0
@@ -50,6 +58,10 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_held_bytes: Count = 1024 * 1024 * 1024
     """Bytes of request bodies that have come and are not answered yet; beyond it 429."""
     max_connections: Count = 16384
+    client_head_s: Positive = 15.0
+    """From the first byte of a request's head to its last."""
+    client_body_s: Positive = 30.0
+    """What a request's body may take, besides a second for each 16 KB."""
     client_stall_s: Positive = 60.0
     """A client that reads nothing of a waiting answer for this long is cut off."""
     max_in_flight: Count = 8192
@@ -78,6 +90,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
             max_body_bytes=self.max_body_bytes,
             max_held_bytes=self.max_held_bytes,
             max_connections=self.max_connections,
+            head_s=self.client_head_s,
+            body_s=self.client_body_s,
             stall_s=self.client_stall_s,
         )
 

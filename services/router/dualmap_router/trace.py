@@ -138,7 +138,7 @@ class RequestTraces:
 
         attributes: dict[str, str | int | float | bool] = {
             "http.request.method": flight.method,
-            "url.path": flight.path,
+            "url.path": flight.path.partition("?")[0],
             "dualmap.router": self._router,
             "dualmap.request_id": flight.request_id,
         }

@@ -30,7 +30,13 @@ CollectorUrl = Annotated[str, msgspec.Meta(pattern="^$|^https?://")]
 SERVICES = ("router", "worker", "rebalancer")
 _KUBERNETES_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _KUBERNETES_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
-_SECRETS = ("secret", "password", "token", "api_key")
+_SECRET = re.compile(r"(^|_)(secret|password|token|api_key)$")
+_IN_TEXT = (
+    # Whoever is named before a host, with or without a scheme.
+    (re.compile(r"(?<=://)\S*@|^(?!\w+://)\S*@"), "***@"),
+    (re.compile(r"([?&](?:user(?:name)?|pass(?:word)?)=)[^&\s]*"), r"\1***"),
+    (re.compile(r"(--(?:api-key|hf-token)[= ])\s*\S+"), r"\1***"),
+)
 
 
 class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +66,7 @@ class Loaded(Generic[T]):
     origins: Mapping[str, str]
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(name, value, origin) of every field; secrets and passwords in URLs are masked."""
+        """(name, value, origin) of every field; secrets, and those in URLs and command lines, are masked."""
         rows = []
         for field in msgspec.structs.fields(type(self.settings)):
             value = _masked(field.name, getattr(self.settings, field.name))
@@ -87,12 +93,12 @@ def load_settings(
             names.insert(0, f"DUALMAP_{name}".upper())
         for variable in names:
             if variable in environ:
-                values[name] = _convert(environ[variable], field.type, variable)
+                values[name] = _convert(name, environ[variable], field.type, variable)
                 origins[name] = variable
         flag = (flags or {}).get(name)
         if flag is not None:
             label = "--" + name.replace("_", "-")
-            values[name] = _convert(flag, field.type, label)
+            values[name] = _convert(name, flag, field.type, label)
             origins[name] = label
     unknown = set(flags or {}) - set(fields)
     if unknown:
@@ -125,23 +131,23 @@ def _nearest(name: str, known: "set[str] | Mapping[str, Any]") -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _convert(value: Any, kind: Any, label: str) -> Any:
+def _convert(name: str, value: Any, kind: Any, label: str) -> Any:
     """A value as its field's type; a comma-separated string for a tuple."""
     if isinstance(value, str) and getattr(kind, "__origin__", None) is tuple:
         value = [part for part in value.split(",") if part]
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as exc:
-        raise SettingsError(f"{label}: {exc} (got {value!r})") from exc
+        raise SettingsError(f"{label}: {exc} (got {_masked(name, value)!r})") from exc
 
 
 def _masked(name: str, value: Any) -> str:
     """A value fit to print."""
-    if any(word in name for word in _SECRETS):
+    if _SECRET.search(name):
         return "(set)" if value else "(not set)"
-    if isinstance(value, str) and "://" in value and "@" in value:
-        scheme, _, rest = value.partition("://")
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if isinstance(value, str):
+        for pattern, mask in _IN_TEXT:
+            value = pattern.sub(mask, value)
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     return str(value)

@@ -18,6 +18,7 @@ _HIDDEN = frozenset(
     (
         "connection",
         "keep-alive",
+        "te",
         "transfer-encoding",
         "content-length",
         "date",
@@ -206,10 +207,21 @@ class EngineAnswer:
     @property
     def headers(self) -> list[tuple[str, str]]:
         """End-to-end headers; what is not ASCII fits neither the frames nor the client's answer."""
+        headers = [(name.lower(), value) for name, value in self._response.headers.items()]
+        nominated = {
+            named.strip().lower()
+            for name, value in headers
+            if name == "connection"
+            for named in value.split(",")
+        }
         return [
-            (name.lower(), value)
-            for name, value in self._response.headers.items()
-            if name.lower() not in _HIDDEN and value.isascii()
+            (name, value)
+            for name, value in headers
+            if name not in _HIDDEN
+            and name not in nominated
+            # What the router says of its decision is the router's to say.
+            and not name.startswith(("x-dualmap-", "proxy-"))
+            and value.isascii()
         ]
 
     def chunks(self) -> AsyncIterator[bytes]:

@@ -62,6 +62,7 @@ class Flow:
             cached_tokens=placement.cached_tokens,
             slo_s=placement.slo_s,
             priority=placement.priority,
+            tenant=placement.tenant,
             streamed=submit.streamed,
             feasible=placement.feasible,
             start=self.start,

@@ -48,8 +48,8 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     weight: Positive = 1.0
     """Its share of the keys, relative to other instances."""
     order: OrderName = "late-last"
-    """Of the admission queue; late-last puts who can no longer meet the SLO behind who can. Requests name no
-    tenant here, so dlpm is longest-prefix."""
+    """Of the admission queue; late-last puts who can no longer meet the SLO behind who can; dlpm shares between
+    tenants, which routers with API keys tell."""
     age_bound_s: Positive = _ORDER.age_bound_s
     """late-last: a late request that waited this long goes first, the oldest at a time ..."""
     aged_share: PositiveShare = _ORDER.aged_share

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from dualmap_router.door import OpenDoor
 from dualmap_router.errors import ApiError
 from dualmap_router.http_message import HttpRequest, HttpResponse
-from dualmap_router.http_server import HttpLimits, HttpServer
+from dualmap_router.http_server import Enter, HttpLimits, HttpServer
 
 from ...waiting import eventually
 
+OPEN = OpenDoor()
 LIMITS = HttpLimits(max_body_bytes=1 << 20, max_held_bytes=4 << 20)
 Handler = Callable[[HttpRequest, HttpResponse], Awaitable[None]]
 
@@ -40,9 +42,11 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(handler: Handler = echo, limits: HttpLimits = LIMITS) -> AsyncIterator[Served]:
+async def serving(
+    handler: Handler = echo, limits: HttpLimits = LIMITS, enter: Enter = OPEN.enter
+) -> AsyncIterator[Served]:
     refused: list[ApiError] = []
-    server = HttpServer(handler, limits, refused.append)
+    server = HttpServer(handler, limits, refused.append, enter)
     served = Served(server, await server.start("127.0.0.1", 0), refused)
     try:
         async with asyncio.timeout(60):

@@ -8,7 +8,7 @@ import pytest
 
 from dualmap.admission import Admission
 from dualmap.preempt import PreemptRule
-from dualmap.queue_order import OrderRule
+from dualmap.queue_order import OrderName, OrderRule
 from dualmap_service.tracing import Tracing
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import Engine
@@ -77,10 +77,11 @@ class Worker:
         engine: Engine,
         max_queued: int = 8,
         max_outbox_bytes: int = 1 << 20,
+        order: OrderName = "late-last",
         tracing: Tracing | None = None,
     ) -> None:
         # Tests wait in real time: what gives way does so at once.
-        self.admission = Admission(OrderRule(), 2048, 64, 0.97, PreemptRule(min_run_s=0.01))
+        self.admission = Admission(OrderRule(order), 2048, 64, 0.97, PreemptRule(min_run_s=0.01))
         traces = FlowTraces(tracing or Tracing("worker", "w", "", 0.0), "w")
         self.requests = Requests(engine, self.admission, max_queued, lambda: None, traces)
         self.outbox = Outbox(max_outbox_bytes, 0.0)
@@ -94,11 +95,11 @@ class Worker:
         await self.gate.wait()
         self.events += frame.events
 
-    def submit(self, tokens: int = 100, slo_s: float = 1000.0, **fields: Any) -> int:
+    def submit(self, tokens: int = 100, slo_s: float = 1000.0, tenant: str = "", **fields: Any) -> int:
         """Take a request; returns its stream."""
         self._streams += 1
         fields = {"method": "POST", "path": "/v1/chat/completions", "body": b"{}", "queued": True, **fields}
-        placement = pb.Placement(prompt_tokens=tokens, slo_s=slo_s, feasible=True)
+        placement = pb.Placement(prompt_tokens=tokens, slo_s=slo_s, feasible=True, tenant=tenant)
         submit = pb.Submit(
             stream=self._streams, request_id=f"r{self._streams}", placement=placement, **fields
         )

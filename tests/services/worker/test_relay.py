@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 import pytest
 
 from dualmap_wire.v1 import worker_pb2 as pb
+from dualmap_worker.engine import Engine
 
 from ...waiting import eventually
 from .conftest import SocketEngine, Worker, whole
@@ -207,3 +208,35 @@ async def test_an_engine_that_says_it_died_is_lost(
         pb.Failed.ENGINE_LOST,
         not begun,
     )
+
+
+async def test_a_queue_shares_between_tenants_as_routers_name_them(socket_engine: SocketEngine) -> None:
+    """Under dlpm a tenant that asks once comes before the rest of one that asked for much."""
+    engine = Engine(socket_engine.url, "", 30.0, 64)
+    await engine.open()
+    worker, release = Worker(engine, max_queued=64, order="dlpm"), asyncio.Event()
+    writer = asyncio.create_task(worker.outbox.drain(worker.write))
+
+    async def held(_: asyncio.StreamWriter) -> bytes:
+        await release.wait()
+        return whole(b'{"usage": {"prompt_tokens": 5}}')
+
+    socket_engine.says = held
+    streams = [worker.submit(tokens=30_000, tenant="flood") for _ in range(12)]
+    streams.append(worker.submit(tokens=100, tenant="quiet"))
+    assert {job.tenant for job in worker.admission.queue.values()} == {"flood", "quiet"}
+    release.set()
+    for stream in streams:
+        await worker.ended(stream)
+    ids = [
+        line[14:]
+        for head, _ in socket_engine.asked
+        for line in head
+        if line.lower().startswith("x-request-id: ")
+    ]
+    assert ids.index(f"r{streams[-1]}") < 6, ids
+    await asyncio.wait_for(worker.requests.idle.wait(), 10)
+    writer.cancel()
+    await asyncio.gather(writer, return_exceptions=True)
+    worker.requests.close()
+    await engine.close()
