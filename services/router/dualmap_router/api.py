@@ -23,7 +23,8 @@ from dualmap_router.placement import Placement
 from dualmap_router.request import InferenceRequest, Options, model_of, parse_inference, parse_options
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecord, StreamRecords
-from dualmap_router.trace import RequestTraces
+from dualmap_router.ui.pages import Pages
+from dualmap_router.ui.request_log import FlightWatch
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ class Api:
         models: Models,
         pilot: Pilot,
         metrics: RouterMetrics,
-        traces: RequestTraces,
+        traces: FlightWatch,
         records: StreamRecords,
+        pages: Pages,
         state: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -67,6 +69,7 @@ class Api:
         self._metrics = metrics
         self._traces = traces
         self._records = records
+        self._pages = pages
         self._state = state
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
@@ -84,7 +87,9 @@ class Api:
             if path in INFERENCE_PATHS:
                 await self._counted(self._inference(request, response, request_id))
             elif not self._local(request, response):
-                if path == "/debug/explain":
+                if self._pages.owns(path):
+                    await self._pages.answer(request, response)
+                elif path == "/debug/explain":
                     await self._explain(request, response)
                 else:
                     await self._counted(self._passthrough(request, response, request_id))

@@ -18,6 +18,9 @@ from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecords
 from dualmap_router.trace import RequestTraces
+from dualmap_router.ui.pages import LivePages, NoPages, Pages
+from dualmap_router.ui.request_log import FlightWatch, RequestLog
+from dualmap_router.ui.snapshot import Snapshots
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -53,7 +56,10 @@ class RouterApp:
         )
         self.records = StreamRecords(settings.max_resume_bytes, settings.max_resume_total_bytes)
         self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
-        traces = RequestTraces(self._tracing, router)
+        traces: FlightWatch = RequestTraces(self._tracing, router)
+        pages: Pages = NoPages()
+        if settings.ui:
+            traces, pages = self._look_inside(settings, router, traces)
         self.api = Api(
             settings,
             router,
@@ -63,12 +69,34 @@ class RouterApp:
             self.metrics,
             traces,
             self.records,
+            pages,
             self.state,
         )
         self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused)
         self._router = router
         self._background = Background(stop)
         self._gauges()
+
+    def _look_inside(
+        self, settings: RouterSettings, router: str, traces: FlightWatch
+    ) -> tuple[FlightWatch, Pages]:
+        """The live page, and the request log that feeds it."""
+        log_of_requests = RequestLog(traces)
+
+        def draining() -> bool:
+            return self.api.draining
+
+        snapshots = Snapshots(
+            settings,
+            router,
+            self.store,
+            self.watch,
+            self.placement,
+            self.sessions,
+            log_of_requests,
+            draining,
+        )
+        return log_of_requests, LivePages(snapshots, draining)
 
     def _gauges(self) -> None:
         self.metrics.gauge("dualmap_in_flight", "Requests in this router.", lambda: self.api.in_flight)
