@@ -7,7 +7,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from dualmap.prefix_key import DECAY
@@ -44,25 +44,27 @@ class HotPrefixes:
         self._read_s = float("-inf")
         self.found: list[HotPrefix] = []
 
-    async def refresh(self, instances: Sequence[str]) -> None:
+    async def refresh(self, instances: Sequence[str], splits: Set[int]) -> None:
         """Read them again when that was a while ago; an outage leaves what was known."""
         if time.monotonic() - self._read_s < _EVERY_S:
             return
         self._read_s = time.monotonic()
         try:
-            hottest = await self._hottest()
+            hottest = await self._hottest(splits)
             self.found = await self._placed(hottest, instances)
         except StoreError as exc:
             log.debug("ui.hot_failed", extra={"error": str(exc)})
 
-    async def _hottest(self) -> list[tuple[float, bytes]]:
-        """(share, prefix) of the hottest, the hottest first."""
+    async def _hottest(self, splits: Set[int]) -> list[tuple[float, bytes]]:
+        """(share, prefix) of the hottest that are keys, the hottest first: what is split is no key any more."""
         seen, total = await self._store.command("HMGET", self._keys.key_counts, "seen", "total")
         if not seen or not total:
             return []
         counts: dict[bytes, float] = {}
         for key in self._keys.hot_keys:
             await self._scan(key, int(seen), counts)
+        for split in splits:
+            counts.pop(split.to_bytes(8, "big"), None)
         best = heapq.nlargest(NUM_HOT, ((count, prefix) for prefix, count in counts.items()))
         whole = max(float(total), 1.0)
         return [(min(count / whole, 1.0), prefix) for count, prefix in best]

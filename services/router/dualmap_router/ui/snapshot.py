@@ -108,7 +108,7 @@ class Snapshots:
         names = tuple(sorted(membership.members))
         board = await self._board()
         views = await self._placement.views(b"", names) if names else []
-        await self._hot.refresh(names)
+        await self._hot.refresh(names, self._placement.splits)
         # From here on nothing is awaited: one moment.
         now_s, settings, placement = time.monotonic(), self._settings, self._placement
         buckets = self._log.buckets(now_s)
@@ -145,12 +145,11 @@ class Snapshots:
 
     def _prefixes(self) -> list[Prefix]:
         hot = self._hot.found if self._store.available else self._own_hot()
-        rings, splits = self._placement.pool.rings, self._placement.splits
+        rings = self._placement.pool.rings
         return [
             Prefix(
                 key=f"{prefix.key:016x}",
                 share=prefix.share,
-                split=prefix.key in splits,
                 places=places(prefix.key),
                 candidates=list(rings.candidates(prefix.key)) if rings.members else [],
                 outpost=prefix.outpost,

@@ -112,13 +112,11 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True):
-    """A hot prefix."""
+    """A hot prefix that is a key on the rings."""
 
     key: str
     share: float
     """Of the recent requests of all routers; of this router's last ones while Redis is away."""
-    split: bool
-    """Too hot for one pair: keys go one chunk deeper."""
     places: tuple[float, float]
     """Where it falls on either ring, as a share of the way round."""
     candidates: list[str]

@@ -49,7 +49,7 @@ function showState() {
   const words = { live: "live", connecting: "connecting", locked: "locked" };
   const text = paused ? "paused" : lost ? "connection lost" : words[state];
   say(byId("live-text"), text);
-  set(byId("live"), "class", `live ${paused ? "paused" : lost ? "lost" : state}`);
+  set(byId("live"), "class", `live is-${paused ? "paused" : lost ? "lost" : state}`);
   document.body.classList.toggle("old", lost);
   showNotices(latest, lost ? [latestAt, why || "no word for a while"] : null);
 }

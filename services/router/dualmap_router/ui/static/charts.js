@@ -15,17 +15,17 @@ export function chart(lines) {
   );
 }
 
-/** Draw series of numbers (null is a gap), up to `most`; `mark` is a level worth a line of its own. */
-export function draw(node, series, label, { most = null, mark = null } = {}) {
+/** Draw series of numbers (null is a gap) between `least` and `most`; `mark` is a level worth a line of its own. */
+export function draw(node, series, label, { least = 0, most = null, mark = null } = {}) {
   const values = series.flat().filter((value) => value !== null);
   const top = most ?? Math.max(...values, mark ?? 0, 1e-9) * 1.08;
   const [level, ...paths] = node.children;
-  series.forEach((points, index) => set(paths[index], "d", pathOf(points, top)));
-  set(level, "d", mark === null ? null : `M0 ${y(mark, top)}H${WIDTH}`);
+  series.forEach((points, index) => set(paths[index], "d", pathOf(points, least, top)));
+  set(level, "d", mark === null ? null : `M0 ${y(mark, least, top)}H${WIDTH}`);
   set(node, "aria-label", label);
 }
 
-function pathOf(points, top) {
+function pathOf(points, least, top) {
   const step = WIDTH / Math.max(points.length - 1, 1);
   let path = "";
   let pen = false;
@@ -34,7 +34,7 @@ function pathOf(points, top) {
       pen = false;
       return;
     }
-    const at = `${round(index * step)} ${y(value, top)}`;
+    const at = `${round(index * step)} ${y(value, least, top)}`;
     // A value with no neighbour is a dot.
     path += pen ? `L${at}` : `M${at}h.01`;
     pen = true;
@@ -42,8 +42,8 @@ function pathOf(points, top) {
   return path || null;
 }
 
-function y(value, top) {
-  return round(HEIGHT - 3 - (Math.min(value, top) / top) * (HEIGHT - 6));
+function y(value, least, top) {
+  return round(HEIGHT - 3 - ((Math.min(value, top) - least) / (top - least)) * (HEIGHT - 6));
 }
 
 function round(value) {

@@ -1,7 +1,7 @@
 // One request in words and numbers: what was weighed, why it went where it went, and what happened then.
 
 import { el, svg } from "./dom.js";
-import { count, plural, seconds, share } from "./format.js";
+import { count, exact, plural, seconds, share } from "./format.js";
 import { isLate } from "./requests.js";
 
 /** The elements that explain a request. */
@@ -19,7 +19,7 @@ function facts(r) {
     r.model && `model ${r.model}`,
     plural(r.prompt_tokens, "prompt token"),
     r.chunks ? plural(r.chunks, "chunk") : "shorter than a chunk",
-    `objective ${seconds(r.slo_s)}`,
+    `objective ${exact(r.slo_s)}`,
     r.streamed ? "streamed" : "answered whole",
     r.policy !== "dualmap" && `policy ${r.policy}`,
   ];
@@ -55,7 +55,7 @@ function why(r, step, index) {
     outpost: () => `${pair}An earlier request of this prefix had to leave them and went to ${step.instance}. ` +
       `That made it a third candidate, and now the one with the lowest score.`,
     escape: () => `${pair}Neither was expected to answer well within the objective` +
-      (best ? ` (${best.instance}: ${seconds(best.ttft_s)} of ${seconds(r.slo_s)})` : "") +
+      (best ? ` (${best.instance}: ${seconds(best.ttft_s)} of ${exact(r.slo_s)})` : "") +
       `, so every instance was scored. ${step.instance} was clearly better: ${seconds(step.ttft_s)} until the first token.`,
     only: () => `No other instance could take it.`,
     policy: () => `The policy ${r.policy} chose. It does not weigh candidates.`,
@@ -72,7 +72,7 @@ function own(r, step) {
 }
 
 function held(weighed, r) {
-  return r.chunks ? `${count(weighed.cached_chunks)} of ${plural(r.chunks, "chunk")}` : "nothing of it";
+  return weighed.cached_chunks ? `${count(weighed.cached_chunks)} of ${plural(r.chunks, "chunk")}` : "none";
 }
 
 function weighings(r, step) {
@@ -80,10 +80,11 @@ function weighings(r, step) {
   if (!rows.some((w) => w.instance === step.instance)) {
     rows.push({ ...step, role: "outside the pair", score: own(r, step).score });
   }
-  const head = ["Instance", "Cached", "Wait", "Own prefill", "First token", "Score"];
+  const head = [["Instance"], ["Cached", "number"], ["Wait", "number"], ["Own prefill", "number"],
+    ["First token", "number minor"], ["Score", "number"]];
   return el("div", { class: "scroll" }, el("table", { class: "weighed" },
     el("caption", { class: "unseen" }, "What was expected of each candidate"),
-    el("thead", {}, el("tr", {}, ...head.map((name, i) => el("th", { scope: "col", class: i ? "number" : null }, name)))),
+    el("thead", {}, el("tr", {}, ...head.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
     el("tbody", {}, ...rows.map((w) => weighing(w, w.instance === step.instance)))));
 }
 
@@ -96,7 +97,7 @@ function weighing(w, chosen) {
   const numbers = [count(w.cached_chunks), seconds(w.wait_s), seconds(w.own_s), seconds(w.ttft_s), seconds(w.score)];
   return el("tr", { class: chosen ? "chosen" : null },
     el("th", { scope: "row" }, `${chosen ? "→ " : ""}${w.instance}`, el("small", {}, chosen ? `chosen, ${w.role}` : w.role)),
-    ...numbers.map((text) => el("td", { class: "number" }, text)));
+    ...numbers.map((text, i) => el("td", { class: i === 3 ? "number minor" : "number" }, text)));
 }
 
 function scoring(r, step) {
@@ -120,7 +121,7 @@ function outcome(r) {
     const than = Math.abs(off) < 0.02 * r.slo_s ? "as expected" : `${seconds(Math.abs(off))} ${off > 0 ? "later" : "sooner"} than expected`;
     // A moved request's clock ran on while it waited elsewhere.
     said.push(`The first token came after ${seconds(r.ttft_s)}` + (r.steps.length === 1 ? `, ${than}` : "") +
-      (isLate(r) ? `: ▲ late, the objective is ${seconds(r.slo_s)}.` : `, within the objective of ${seconds(r.slo_s)}.`));
+      (isLate(r) ? `: ▲ late, the objective is ${exact(r.slo_s)}.` : `, within the objective of ${exact(r.slo_s)}.`));
   } else if (r.outcome === "waiting") {
     said.push(`It has waited ${seconds(r.took_s)} for its first byte${isLate(r) ? ", longer than its objective" : ""}.`);
   }
@@ -151,10 +152,10 @@ function timeline(r, step) {
       actual === null ? null : svg("rect", { class: isLate(r) ? "took late" : "took", x: 0, y: 26, width: Math.max(x(actual), 1), height: 14 }),
       svg("line", { class: "objective", x1: x(r.slo_s), x2: x(r.slo_s), y1: 0, y2: 46 })),
     el("figcaption", {},
-      el("span", { class: "key wait" }, `wait ${seconds(step.wait_s)}`),
-      el("span", { class: "key own" }, `own prefill ${seconds(step.own_s)}`),
-      actual === null ? null : el("span", { class: isLate(r) ? "key took late" : "key took" }, `took ${seconds(actual)}`),
-      el("span", { class: "key objective" }, `objective ${seconds(r.slo_s)}`)));
+      el("span", { class: "legend wait" }, `wait ${seconds(step.wait_s)}`),
+      el("span", { class: "legend own" }, `own prefill ${seconds(step.own_s)}`),
+      actual === null ? null : el("span", { class: isLate(r) ? "legend took late" : "legend took" }, `took ${seconds(actual)}`),
+      el("span", { class: "legend objective" }, `objective ${exact(r.slo_s)}`)));
 }
 
 /** The elements that tell of an instance. */

@@ -2,7 +2,7 @@
 
 import { byId, el, say, set } from "./dom.js";
 import { chart, draw } from "./charts.js";
-import { count, plural, rate, seconds, share } from "./format.js";
+import { count, exact, plural, rate, seconds, share } from "./format.js";
 
 const FIGURES = [
   { id: "attainment", name: "Within objective", lines: ["line"] },
@@ -27,14 +27,15 @@ export function makeFigures() {
 export function showFigures(snapshot) {
   const { minutes } = snapshot;
   const { points } = minutes;
-  const attained = figure("attainment", share(minutes.attainment, 1), `objective ${seconds(snapshot.slo_s)}`);
+  const attained = figure("attainment", share(minutes.attainment, 1), `objective ${exact(snapshot.slo_s)}`);
   const worst = Math.min(1, ...points.map((point) => point.attainment ?? 1));
   draw(attained, [points.map((point) => point.attainment)],
     `Share within the objective over five minutes: ${share(minutes.attainment, 1)}, at worst ${share(worst)}`,
-    { most: 1 });
+    { least: Math.min(worst, 0.9), most: 1 });
 
   const p90 = points.map((point) => point.p90_s);
-  const ttft = figure("ttft", seconds(minutes.p50_s), `median; ${seconds(minutes.p90_s)} for nine in ten`);
+  const ttft = figure("ttft", seconds(minutes.p50_s), minutes.p50_s === null
+    ? "no stream in five minutes" : `median; nine in ten within ${seconds(minutes.p90_s)}`);
   draw(ttft, [p90, points.map((point) => point.p50_s)],
     `Time to first token over five minutes: median ${seconds(minutes.p50_s)}, 90th percentile ` +
       `${seconds(minutes.p90_s)}; the dashed line is the objective`,

@@ -11,6 +11,11 @@ export function seconds(value) {
   return `${(value / 3600).toFixed(1)} h`;
 }
 
+/** A time that somebody has set. */
+export function exact(value) {
+  return value < 1 ? `${Math.round(value * 1000)} ms` : `${Number(value.toFixed(2))} s`;
+}
+
 export function ago(value) {
   if (value < 1) return "now";
   if (value < 60) return `${Math.floor(value)} s`;
@@ -31,7 +36,7 @@ export function count(value) {
 }
 
 export function rate(value) {
-  return value < 10 ? value.toFixed(1) : count(Math.round(value));
+  return value && value < 10 ? value.toFixed(1) : count(Math.round(value));
 }
 
 export function thousands(value) {

@@ -1,7 +1,7 @@
 // Requests: in flight, and the last that ended. The list stands still while somebody points at it or is in it.
 
 import { byId, classes, el, keyed, say, set, table } from "./dom.js";
-import { ago, count, plural, seconds, share, short } from "./format.js";
+import { ago, count, seconds, share, short } from "./format.js";
 
 const COLUMNS = [
   { id: "age", name: "Came", number: true, title: "Ago" },
@@ -59,7 +59,8 @@ function list(snapshot) {
   const keep = FILTERS[filter][1];
   const requests = [...snapshot.waiting, ...snapshot.ended].filter(keep).sort((a, b) => a.age_s - b.age_s).slice(0, MOST);
   keyed(parts.body, requests, keyOf, makeRow, updateRow);
-  const note = requests.length ? `This router's ${plural(requests.length, "newest request")}.` : "None at the moment.";
+  byId("requests").classList.toggle("empty", !requests.length);
+  const note = requests.length === MOST ? `This router's newest ${MOST}.` : requests.length ? "" : "None at the moment.";
   say(byId("requests-note"), note);
 }
 

@@ -1,7 +1,7 @@
 // The two rings and the hot prefixes on them. The rings have a thousand points an instance: what is drawn is who owns
 // the middle of each of 360 slots. Pointing at a prefix shows where it falls on either ring, and so its candidates.
 
-import { bar, byId, classes, el, keyed, say, set, setBar, svg, table } from "./dom.js";
+import { byId, classes, el, keyed, say, set, svg, table } from "./dom.js";
 import { plural, share } from "./format.js";
 import { fetchJson } from "./stream.js";
 
@@ -9,9 +9,9 @@ const CENTRE = 160;
 const RADII = [138, 120];
 const TONES = 4;
 const COLUMNS = [
-  { id: "key", name: "Prefix" },
+  { id: "hash", name: "Prefix" },
   { id: "share", name: "Share", number: true, title: "Of the recent requests that have a full chunk of prompt" },
-  { id: "pair", name: "Candidates", title: "● holds it in its cache, ○ does not, as far as is known" },
+  { id: "pair", name: "Candidates", title: "● holds it, ○ does not, as far as is known; + is its outpost, where it went before outside its pair" },
 ];
 
 let version = -1;
@@ -39,9 +39,10 @@ export function showRings(snapshot) {
   const { prefixes } = snapshot;
   keyed(marks, prefixes, (p) => p.key, makeMarks, updateMarks);
   keyed(parts.body, prefixes, (p) => p.key, makeRow, updateRow);
-  const splits = snapshot.num_splits ? `, ${snapshot.num_splits} split` : "";
-  say(byId("rings-note"), prefixes.length
-    ? `the ${plural(prefixes.length, "hottest prefix", "hottest prefixes")}${splits}` : "no hot prefix yet");
+  byId("prefixes").classList.toggle("empty", !prefixes.length);
+  // What is split is no key any more: its longer prefixes are.
+  const splits = snapshot.num_splits ? `${snapshot.num_splits} split further` : "";
+  say(byId("rings-note"), prefixes.length ? splits : "no prefix has been counted yet");
   point(prefixes.some((p) => p.key === pointed) ? pointed : null);
 }
 
@@ -114,7 +115,7 @@ function updateMarks(group, prefix) {
 }
 
 function makeRow(prefix) {
-  const row = el("tr", {}, ...COLUMNS.map((column) => el(column.id === "key" ? "th" : "td", { class: classes(column) })));
+  const row = el("tr", {}, ...COLUMNS.map((column) => el(column.id === "hash" ? "th" : "td", { class: classes(column) })));
   const [key, portion, pair] = row.children;
   set(key, "scope", "row");
   const button = el("button", { type: "button", class: "link mono", "aria-describedby": "rings-note" }, prefix.key.slice(0, 8));
@@ -125,21 +126,19 @@ function makeRow(prefix) {
   row.addEventListener("pointerenter", () => point(prefix.key));
   row.addEventListener("pointerleave", () => point(null));
   key.append(button);
-  portion.append(bar(), el("span"));
-  pair.append(el("span"));
+  pair.append(el("span"), el("span"), el("span"));
   return row;
 }
 
 function updateRow(row, prefix) {
   const [, portion, pair] = row.children;
-  setBar(portion.firstChild, prefix.share);
-  say(portion.lastChild, share(prefix.share, prefix.share < 0.1 ? 1 : 0));
-  const names = [...prefix.candidates];
-  if (prefix.outpost && !names.includes(prefix.outpost)) names.push(prefix.outpost);
-  const held = (name) => `${prefix.owners.includes(name) ? "●" : "○"} ${name}`;
-  const outpost = names.length > 2 ? ` (outpost)` : "";
-  say(pair.firstChild, prefix.split ? "split: its longer prefixes have their own" : names.map(held).join("  ") + outpost);
-  set(pair, "class", prefix.split ? "pair quiet" : "pair");
+  say(portion, share(prefix.share, prefix.share < 0.1 ? 1 : 0));
+  // Who holds what is in Redis alone.
+  const mark = (name) => (!latest.store_available ? "" : prefix.owners.includes(name) ? "● " : "○ ");
+  const held = (name) => (name ? mark(name) + name : "");
+  const outpost = prefix.candidates.includes(prefix.outpost) ? null : prefix.outpost;
+  const shown = [held(prefix.candidates[0]), held(prefix.candidates[1]), outpost ? `+ ${held(outpost)}` : ""];
+  shown.forEach((text, i) => say(pair.children[i], text));
 }
 
 /** Show one prefix's candidates; null for none. */
@@ -158,7 +157,7 @@ function point(key) {
 
 function describe(prefix) {
   const [first, second] = prefix.candidates;
-  const holders = prefix.owners.length ? `held by ${prefix.owners.length}` : "held by none";
+  const holders = !latest.store_available ? "" : `held by ${prefix.owners.length || "none"}`;
   return [`${prefix.key.slice(0, 8)} · ${share(prefix.share, 1)}`, `outer: ${first}`, second ? `inner: ${second}` : "", holders];
 }
 

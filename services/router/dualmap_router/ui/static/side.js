@@ -43,6 +43,7 @@ export function showSide(snapshot) {
     say(row.children[2], count(number));
   });
   byId("reasons").classList.toggle("empty", !counted.length);
+  say(byId("reasons-note"), counted.length ? "" : "no request in five minutes");
   // A batch has several of one request only if it was asked for twice.
   const shown = snapshot.moves.slice(0, 12);
   keyed(moves.body, shown, (m) => `${m.request_id} ${m.source} ${m.target} ${m.outcome}`, makeMove, updateMove);
