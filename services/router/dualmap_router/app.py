@@ -96,7 +96,9 @@ class RouterApp:
             log_of_requests,
             draining,
         )
-        return log_of_requests, LivePages(snapshots, draining)
+        pages = LivePages(snapshots, draining)
+        self.metrics.gauge("dualmap_page_viewers", "Who looks at the live page.", lambda: pages.viewers)
+        return log_of_requests, pages
 
     def _gauges(self) -> None:
         self.metrics.gauge("dualmap_in_flight", "Requests in this router.", lambda: self.api.in_flight)

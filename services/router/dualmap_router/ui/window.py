@@ -63,17 +63,20 @@ class Window:
     """The last `NUM_BUCKETS` buckets that anything fell into."""
 
     def __init__(self) -> None:
-        self._buckets: deque[Bucket] = deque(maxlen=NUM_BUCKETS)
+        self._newest = Bucket(-1)
+        self._buckets: deque[Bucket] = deque([self._newest], maxlen=NUM_BUCKETS)
 
     def at(self, now_s: float) -> Bucket:
         """The bucket of a moment; what is older than the window goes into its oldest bucket."""
         number = int(now_s // BUCKET_S)
-        buckets = self._buckets
-        if not buckets or number > buckets[-1].number:
-            buckets.append(Bucket(number))
-            return buckets[-1]
-        # Nearly always the newest: a stream's first token may have come a while before its end.
-        return next((bucket for bucket in reversed(buckets) if bucket.number <= number), buckets[0])
+        if number == self._newest.number:
+            return self._newest
+        if number > self._newest.number:
+            self._newest = Bucket(number)
+            self._buckets.append(self._newest)
+            return self._newest
+        # A stream's first token may have come a while before its end.
+        return next((b for b in reversed(self._buckets) if b.number <= number), self._buckets[0])
 
     def read(self, now_s: float, first_tokens: Iterable[tuple[float, float, float]] = ()) -> list[Bucket]:
         """`NUM_BUCKETS` buckets up to now, the oldest first, the idle ones empty.
