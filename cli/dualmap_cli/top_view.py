@@ -64,7 +64,13 @@ def _head(snapshot: Snapshot) -> Table:
 
 def _instances(snapshot: Snapshot, most: int) -> Table:
     numbers = ("wait", "", "queue", "running", "KV", "tokens/s", "share", "heard")
-    table = Table("instance", "state", *(Column(name, justify="right") for name in numbers), box=SIMPLE_HEAD)
+    table = Table(
+        Column("instance", no_wrap=True, min_width=8),
+        Column("state", no_wrap=True, min_width=6),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     busiest = sorted(snapshot.instances, key=lambda instance: -instance.wait_s)[:most]
     for instance in sorted(busiest, key=lambda instance: _natural(instance.name)):
         table.add_row(*_instance(instance, snapshot))
@@ -83,7 +89,7 @@ def _instance(instance: Instance, snapshot: Snapshot) -> list[Text]:
         Text(instance.name),
         Text(state, style=style),
         Text(seconds(instance.wait_s), style="red" if late else ""),
-        Text(_bar(instance.wait_s / snapshot.slo_s, 8), style="red" if late else "cyan"),
+        Text(_bar(instance.wait_s / snapshot.slo_s, 6), style="red" if late else "cyan"),
         Text(_known(instance.queued)),
         Text(_known(instance.engine_running)),
         Text(share(instance.kv_use)),

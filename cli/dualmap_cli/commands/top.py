@@ -14,6 +14,7 @@ from rich.text import Text
 from dualmap_cli.top_view import top_view
 from dualmap_router.ui.view import Snapshot
 
+_PLAIN_WIDTH = 120
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
@@ -25,7 +26,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=10)
 @click.option("--every-s", type=click.FloatRange(min=0.5), default=1.0, show_default=True)
 def top(url: str, api_key: str | None, once: bool, as_json: bool, every_s: float) -> None:
     """Watch instances, requests and moves as a router sees them, until Ctrl-C."""
-    console = Console()
+    # What is no terminal has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         if as_json or once or not console.is_terminal:

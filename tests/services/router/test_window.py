@@ -46,7 +46,7 @@ def test_a_late_told_first_token_goes_back_to_its_time() -> None:
     window.at(101.0).first_token(0.5, 1.0)
     read = window.read(200.0)
     assert [bucket.met for bucket in read if bucket.requests] == [1, 0]
-    # What is older than all that is kept counts with the oldest; one in flight counts where it happened.
+    # A span without a bucket counts with the next that has one; one in flight counts where it happened.
     window.at(0.0).first_token(0.5, 1.0)
     read = window.read(200.0, [(200.0, 2.0, 1.0), (-50.0, 0.1, 1.0)])
     assert (total(read).met, total(read).missed, read[-1].missed) == (3, 1, 1)

@@ -67,7 +67,7 @@ class Window:
         self._buckets: deque[Bucket] = deque([self._newest], maxlen=NUM_BUCKETS)
 
     def at(self, now_s: float) -> Bucket:
-        """The bucket of a moment; what is older than the window goes into its oldest bucket."""
+        """The bucket of a moment, or the next after it that there is."""
         number = int(now_s // BUCKET_S)
         if number == self._newest.number:
             return self._newest
@@ -75,8 +75,8 @@ class Window:
             self._newest = Bucket(number)
             self._buckets.append(self._newest)
             return self._newest
-        # A stream's first token may have come a while before its end.
-        return next((b for b in reversed(self._buckets) if b.number <= number), self._buckets[0])
+        # A stream's first token may have come a while before its end, and nothing else then: count it soon after.
+        return next(bucket for bucket in self._buckets if bucket.number >= number)
 
     def read(self, now_s: float, first_tokens: Iterable[tuple[float, float, float]] = ()) -> list[Bucket]:
         """`NUM_BUCKETS` buckets up to now, the oldest first, the idle ones empty.
