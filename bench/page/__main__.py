@@ -1,6 +1,6 @@
 """`make screenshots`: the page at rest, under load, in a hotspot, without Redis, with 64 instances, narrow and dark.
 
-Everything in the pictures is real but the engines, which are simulated. `--docs` takes those of the documentation.
+Everything in the pictures is real but the engines, which are simulated. `docs` takes those of the documentation.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from bench.page.pools import (
     slow_down,
     slow_the_busiest,
 )
+from dualmap_cli.stack import Stack
 
 DOCS = Path("docs/pictures")
 _WIDE = (1440, 1000)
@@ -83,7 +84,6 @@ def _shrink(path: Path) -> None:
 async def demo_pictures(camera: Camera, warm_s: float) -> None:
     """The demo's pool: at rest, under load, in a hotspot, without Redis, without its router."""
     async with demo_pool() as stack:
-        assert stack.store is not None
         await camera.visit(stack.router_urls[0])
         await asyncio.sleep(3)
         await camera.shoot("rest")
@@ -111,17 +111,23 @@ async def demo_pictures(camera: Camera, warm_s: float) -> None:
             await camera.click("#instances tbody button")
             await camera.shoot("instance", dark=True, whole=False)
             await camera.leave()
-            camera.check()
-            stack.store.pause()
-            await camera.until("document.querySelector('.notice.grave')")
-            await asyncio.sleep(6)
-            await camera.shoot("redis-down")
-            stack.store.resume()
-            await camera.until("!document.querySelector('.notice.grave')")
-            camera.check()
-            await stack.children["router-1"].kill()
-            await camera.until("document.querySelector('.notice.grave')")
-            await camera.shoot("router-lost", whole=False)
+            await trouble_pictures(camera, stack)
+
+
+async def trouble_pictures(camera: Camera, stack: Stack) -> None:
+    """Without Redis, and without the router itself."""
+    assert stack.store is not None
+    camera.check()
+    stack.store.pause()
+    await camera.until("document.querySelector('.notice.grave')")
+    await asyncio.sleep(6)
+    await camera.shoot("redis-down")
+    stack.store.resume()
+    await camera.until("!document.querySelector('.notice.grave')")
+    camera.check()
+    await stack.children["router-1"].kill()
+    await camera.until("document.querySelector('.notice.grave')")
+    await camera.shoot("router-lost", whole=False)
 
 
 async def big_pictures(camera: Camera, warm_s: float) -> None:
@@ -140,14 +146,14 @@ async def big_pictures(camera: Camera, warm_s: float) -> None:
 
 
 async def docs_pictures(camera: Camera, warm_s: float) -> None:
-    """The two in the documentation."""
-    async with demo_pool() as stack, loaded(stack, chat_requests()):
+    """The two in the documentation: in real time, which leaves a shared machine's cores some room."""
+    async with demo_pool(1.0) as stack, loaded(stack, chat_requests()):
         await camera.visit(stack.router_urls[0])
         await asyncio.sleep(warm_s)
         slowed = await slow_the_busiest(stack, _SLOW)
-        await camera.until("document.querySelectorAll('#moves tbody tr').length > 5")
+        await camera.until("document.querySelectorAll('#moves tbody tr').length > 2", 120.0)
         await slow_down(slowed, 1.0)
-        await asyncio.sleep(6)
+        await asyncio.sleep(8)
         await camera.shoot("page-light", whole=False)
         await camera.shoot("page-dark", dark=True, whole=False)
         camera.check()

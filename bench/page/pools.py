@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 
@@ -19,9 +20,9 @@ _DEMO = DemoOptions(requests=12_000, rate_req_s=4.2, time_scale=TIME_SCALE)
 
 
 @asynccontextmanager
-async def demo_pool() -> AsyncIterator[Stack]:
+async def demo_pool(time_scale: float = TIME_SCALE) -> AsyncIterator[Stack]:
     """The demo's system: two routers, four instances, a rebalancer."""
-    async with Stack(stack_options(_DEMO)) as stack:
+    async with Stack(stack_options(replace(_DEMO, time_scale=time_scale))) as stack:
         yield stack
 
 
@@ -50,7 +51,10 @@ async def big_pool(instances: int = 64) -> AsyncIterator[Stack]:
 async def loaded(stack: Stack, requests: list[TimedRequest]) -> AsyncIterator[None]:
     """A workload on the system meanwhile; what has not ended is cancelled."""
     options = LoadOptions(
-        model="sim-model", time_scale=TIME_SCALE, slo=Slo(ttft_s=5.0), extra_body={"ignore_eos": True}
+        model="sim-model",
+        time_scale=stack.options.time_scale,
+        slo=Slo(ttft_s=5.0),
+        extra_body={"ignore_eos": True},
     )
     load = asyncio.create_task(run_load(requests, stack.router_urls, options))
     try:

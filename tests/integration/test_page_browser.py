@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from bench.page.chromium import Tab, chromium, find_chromium
 from dualmap_cli.leftovers import settle
@@ -190,6 +191,47 @@ async def test_trouble_is_told_and_goes(http: aiohttp.ClientSession) -> None:
             assert await tab.eval("document.querySelectorAll('#instances tbody tr').length") == 1
             assert await tab.eval("document.body.classList.contains('old')")
             tab.complaints.clear()
+
+
+@asynccontextmanager
+async def gated(router_url: str, http: aiohttp.ClientSession) -> AsyncIterator[str]:
+    """A gateway in front of a router that lets `/ui/` pass with a key only."""
+
+    async def passed(request: web.Request) -> web.StreamResponse:
+        if request.path.startswith("/ui/") and request.headers.get("authorization") != "Bearer right":
+            return web.json_response({"error": {"message": "no"}}, status=401)
+        async with http.get(router_url + request.path) as answer:
+            kept = ("Content-Type", "Content-Security-Policy")
+            response = web.StreamResponse(headers={name: answer.headers[name] for name in kept})
+            await response.prepare(request)
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+        return response
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", passed)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_it_asks_for_a_key_where_one_is_needed(system: Stack, http: aiohttp.ClientSession) -> None:
+    async with gated(system.router_urls[0], http) as url, chromium() as tab:
+        await tab.open(f"{url}/")
+        refused = "document.querySelector('#unlock-trouble').textContent.includes('not accepted')"
+        for key, seen in (("wrong", refused), ("right", "!document.querySelector('#main').hidden")):
+            await tab.until("document.activeElement?.id === 'key'")
+            await tab.eval("document.querySelector('#key').value = ''")
+            await tab.call("Input.insertText", text=key)
+            await tab.press(*ENTER)
+            await tab.until(seen)
+        await tab.until("document.querySelectorAll('#rings .arcs path').length === 4")
+        assert all("401" in complaint for complaint in tab.complaints), tab.complaints
 
 
 async def test_nobody_looks_nobody_asks(system: Stack, http: aiohttp.ClientSession) -> None:

@@ -15,6 +15,8 @@ const LATE_MS = 4000;
 
 let latest = null;
 let latestAt = null;
+/** When it began to listen: what was missed while nobody looked is no silence. */
+let listensFrom = Date.now();
 let state = "connecting";
 let why = "";
 let paused = false;
@@ -44,7 +46,7 @@ function onSnapshot(snapshot) {
 
 /** The connection, once a second and whenever it changes: silence is told like a break. */
 function showState() {
-  const silent = latestAt !== null && Date.now() - latestAt > LATE_MS;
+  const silent = latestAt !== null && Date.now() - Math.max(latestAt, listensFrom) > LATE_MS;
   const lost = !paused && state !== "locked" && (state === "lost" || (state === "live" && silent));
   const words = { live: "live", connecting: "connecting", locked: "locked" };
   const text = paused ? "paused" : lost ? "connection lost" : words[state];
@@ -57,8 +59,7 @@ function showState() {
 function follow() {
   if (paused || document.hidden) stream.stop();
   else stream.start();
-  // What was missed while nobody looked is no break.
-  if (!document.hidden && latestAt) latestAt = new Date();
+  listensFrom = Date.now();
   showState();
 }
 
