@@ -26,6 +26,15 @@ VIRTUAL_POINTS = 1024
 _RING_SEEDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 _KEY_SEEDS = (0x165667B19E3779F9, 0x27D4EB2F165667C5)
 
+_RING = 1 << 64
+
+
+def places(key: int) -> tuple[float, float]:
+    """Where a prefix key falls on either ring, as a share of the way round."""
+    raw = key.to_bytes(8, "big")
+    first, second = (xxhash.xxh3_64_intdigest(raw, seed) for seed in _KEY_SEEDS)
+    return first / _RING, second / _RING
+
 
 def _num_points(weight: float) -> int:
     """How many points a weight stands for."""
@@ -93,6 +102,10 @@ class HashRing:
     def _points_of(self, instance: str) -> tuple[int, ...]:
         return _points(instance, _num_points(self.members[instance]), self.ring_seed)
 
+    def sampled(self, num_slots: int) -> tuple[str, ...]:
+        """Who owns the middle of each of `num_slots` equal parts of the ring: a picture of it, not the whole."""
+        return tuple(next(self.walk((2 * slot + 1) * _RING // (2 * num_slots))) for slot in range(num_slots))
+
     def walk(self, position: int) -> Iterator[str]:
         """Owners of the points from `position` on, once around; instances repeat."""
         owners = self._owners
@@ -123,6 +136,12 @@ class RingPair:
         pair._first = self._first.with_members(members)
         pair._second = self._second.with_members(members)
         return pair
+
+    def sampled(self, num_slots: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Both rings in `num_slots` samples each; empty in an empty pool."""
+        if not self.members:
+            return (), ()
+        return self._first.sampled(num_slots), self._second.sampled(num_slots)
 
     def candidates(self, key: int, among: Set[str] | None = None) -> tuple[str, ...]:
         """The two distinct candidates of a prefix key; one only in a pool of one.

@@ -14,6 +14,7 @@ _COMMANDS = {
     "load": ("commands.load", "load", "Replay a workload against any OpenAI endpoint."),
     "trace": ("commands.trace", "trace", "Make a trace of a request log, and say what is in one."),
     "simulate": ("commands.simulate", "simulate", "Simulate policies on a trace: runs, capacities, plots."),
+    "top": ("commands.top", "top", "Watch a router: instances, requests, moves."),
     "explain": ("commands.explain", "explain", "Say where a prompt would go, and why."),
     "plan": ("commands.plan", "plan", "What adding or draining instances would do to the prefixes."),
     "drain": ("commands.drain", "drain", "Take instances out of service without losing a request."),

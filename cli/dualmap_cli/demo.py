@@ -106,6 +106,7 @@ async def run_demo(
     """Start the system, replay the workload, check the books, stop the system."""
     requests = demo_requests(options)
     async with Stack(stack_options(options), said) as stack:
+        said(f"page       {stack.router_urls[0]}/ (while this runs)")
         said(
             f"replaying {len(requests)} requests over {requests[-1].at_s / options.time_scale:.0f} s "
             f"({options.time_scale:g} model seconds a second)"

@@ -313,7 +313,7 @@ end
 -- Decides and books. ARGV[1] is msgpack, in the order of redis_functions.RouteCall; ARGV[2] the chunk hashes,
 -- 8 bytes each; ARGV[3] the pool's instance names, joined by newlines.
 -- Returns {'ok', instance, backup, reason, feasible, owned chunks, the backup's owned chunks, wait, own and TTFT
--- in microseconds, now_us}
+-- in microseconds, {candidate, its owned chunks, wait, own}..., now_us}
 -- or {'stale', version, split...} or {'overload', wait in microseconds}.
 local function route(keys, args)
   local prefix, hashes = keys[1], args[2]
@@ -344,9 +344,11 @@ local function route(keys, args)
   end
   local key = key_depth > 0 and hash_at(hashes, key_depth)
   local outpost = policy == 'dualmap' and key and read_outpost(prefix, key, request.names, request.pair)
-  local chosen, backup, reason = policies[policy](request, estimates(request.pair), function()
+  local candidates, third = estimates(request.pair), outpost and estimates({ outpost })[1] or nil
+  local chosen, backup, reason = policies[policy](request, candidates, function()
     return estimates(others_of(request.names, start, request.pair))
-  end, outpost and estimates({ outpost })[1] or nil)
+  end, third)
+  candidates[#candidates + 1] = third
   if count then
     observe(prefix, hashes, key_depth, #request.names, state, now)
   end
@@ -359,9 +361,13 @@ local function route(keys, args)
     local home = a[19] and (chosen.instance == request.pair[1] or chosen.instance == request.pair[2])
     if key and policy == 'dualmap' and not home then write_outpost(prefix, key, chosen.instance) end
   end
+  local weighed = {}
+  for i, e in ipairs(candidates) do
+    weighed[i] = { e.instance, e.owned, math.floor(e.wait_s * 1000000), math.floor(e.own_s * 1000000) }
+  end
   return {
     'ok', chosen.instance, backup and backup.instance or '', reason, chosen.feasible and 1 or 0, chosen.owned,
-    backup and backup.owned or 0, wait_us, own_us, ttft_us, now,
+    backup and backup.owned or 0, wait_us, own_us, ttft_us, weighed, now,
   }
 end
 

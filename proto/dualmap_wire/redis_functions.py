@@ -100,6 +100,21 @@ _decode_perf = msgspec.msgpack.Decoder(tuple[float, float, float, str, str, int,
 
 
 @dataclass(frozen=True, slots=True)
+class Weighed:
+    """What a decision thought of one candidate."""
+
+    instance: str
+    owned_chunks: int
+    wait_s: float
+    own_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        """The expected TTFT there."""
+        return self.wait_s + self.own_s
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
     """A decision that is booked."""
 
@@ -112,6 +127,8 @@ class Routed:
     wait_s: float
     own_s: float
     ttft_s: float
+    weighed: Sequence[Sequence[Any]] = ()
+    """Of every candidate, as the function sent it: `parse_weighed` reads it for who wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +151,9 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     try:
         kind = reply[0]
         if kind == b"ok":
-            _, instance, backup, reason, feasible, owned, backup_owned, wait_us, own_us, ttft_us, _now = reply
+            (
+                _, instance, backup, reason, feasible, owned, backup_owned, wait_us, own_us, ttft_us, weighed, _
+            ) = reply  # fmt: skip
             return Routed(
                 instance=instance.decode(),
                 backup=backup.decode() or None,
@@ -145,6 +164,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
                 wait_s=wait_us / 1e6,
                 own_s=own_us / 1e6,
                 ttft_s=ttft_us / 1e6,
+                weighed=weighed,
             )
         if kind == b"stale":
             return StaleSplits(int(reply[1]), frozenset(unpack_hash(member) for member in reply[2:]))
@@ -153,6 +173,22 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     except (LookupError, TypeError, ValueError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
+
+
+def weigh(instance: str, owned_chunks: int, wait_s: float, own_s: float) -> tuple[bytes, int, int, int]:
+    """A candidate as `route` sends it."""
+    return instance.encode(), owned_chunks, int(wait_s * 1e6), int(own_s * 1e6)
+
+
+def parse_weighed(weighed: Sequence[Sequence[Any]]) -> list[Weighed]:
+    """What a decision thought of its candidates."""
+    try:
+        return [
+            Weighed(instance.decode(), owned, wait_us / 1e6, own_us / 1e6)
+            for instance, owned, wait_us, own_us in weighed
+        ]
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise WireError(f"route weighed {weighed!r:.200}") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@
 | inside:<t> | hash | router -> requests of a tenant that it has | enter, leave and inside functions | 10 s, renewed each 2 s |
 | turn | counter | decisions of `round-robin` | route function | for ever |
 | leader, fence | string, counter | rebalancer lease and fencing token | rebalancer | 3 s; for ever |
+| board | string | each instance's last report in short and the last moves (msgpack), for people to look at | rebalancer leader | 5 s |
 | stats | hash | moves, reaps, folds | rebalancer | for ever |
 """
 
@@ -77,6 +78,26 @@ class PoolKeys:
     def inside(self, tenant: str) -> str:
         """Requests of a tenant that each router has."""
         return self.key("inside", tenant)
+
+    @property
+    def board(self) -> str:
+        """What the leading rebalancer has heard last."""
+        return self.key("board")
+
+    @property
+    def hot_keys(self) -> tuple[str, str]:
+        """Prefix -> its count and when it was counted, by generation."""
+        return self.key("keys", "current"), self.key("keys", "older")
+
+    @property
+    def key_counts(self) -> str:
+        """How many requests were counted, and the splits' version."""
+        return self.key("keys")
+
+    @property
+    def outposts(self) -> tuple[str, str]:
+        """Prefix key -> its outpost, by generation."""
+        return self.key("outposts"), self.key("outposts", "older")
 
     @property
     def stats(self) -> str:

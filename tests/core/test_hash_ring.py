@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualmap.errors import CoreError, EmptyPoolError
-from dualmap.hash_ring import VIRTUAL_POINTS, HashRing, RingPair
+from dualmap.hash_ring import VIRTUAL_POINTS, HashRing, RingPair, places
 
 KEYS = [random.Random(i).getrandbits(64) for i in range(4000)]
 U64 = st.integers(0, 2**64 - 1)
@@ -67,7 +67,7 @@ def test_the_order_of_joining_does_not_matter(order: list[str], key: int) -> Non
 def test_a_separate_process_has_the_same_rings() -> None:
     members = {"w-b": 1.0, "w-a": 2.0, "ü": 0.5, "w-c": 1.0}
     script = (
-        "import json, sys; from dualmap.hash_ring import RingPair\n"
+        "import json, sys; from dualmap.hash_ring import places, RingPair\n"
         "members, keys = json.load(sys.stdin)\n"
         "print(json.dumps([RingPair(members).candidates(key) for key in keys]))"
     )
@@ -192,3 +192,22 @@ def test_rings_grown_from_others_equal_rings_made_afresh(
     assert grown.members == fresh.members
     if after:
         assert [grown.candidates(key) for key in keys] == [fresh.candidates(key) for key in keys]
+
+
+def test_a_picture_shows_who_owns_what() -> None:
+    pair = RingPair({f"w{i}": 1.0 for i in range(6)})
+    first, second = pair.sampled(3600)
+    assert len(first) == len(second) == 3600
+    for ring in (first, second):
+        for name in pair.members:
+            assert abs(ring.count(name) / 3600 - 1 / 6) < 0.05
+    agreed = 0
+    for key in range(400):
+        at_first, at_second = places(key)
+        candidates = pair.candidates(key)
+        # A sample stands for its slot's middle: a key may fall behind the next point.
+        agreed += first[int(at_first * 3600)] == candidates[0]
+        agreed += second[int(at_second * 3600)] in candidates
+    assert agreed > 400
+    assert RingPair({}).sampled(10) == ((), ())
+    assert RingPair({"w": 1.0}).sampled(2) == (("w", "w"), ("w", "w"))

@@ -26,6 +26,8 @@ from dualmap_wire.redis_keys import PoolKeys
 _LIST = "recorded"
 _RECORDER = """
 local function text_of(item)
+  -- What was weighed of each candidate: `seen` has it.
+  if type(item) == 'table' then return '' end
   -- All digits: clocks have more than tostring gives.
   return type(item) == 'number' and string.format('%.0f', item) or item
 end
@@ -78,7 +80,7 @@ def _recorded(record: list[bytes]) -> Recorded:
     call = _call(packed, hashes, pool)
     reply: list[Any] = rest[: int(num_replied)]
     if reply[0] == b"ok":
-        reply[4:] = map(int, reply[4:])
+        reply[4:] = [int(number) if number else [] for number in reply[4:]]
     elif reply[0] == b"overload":
         reply[1] = int(reply[1])
     seen = rest[int(num_replied) :]

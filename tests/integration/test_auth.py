@@ -101,6 +101,22 @@ async def test_only_administrators_look_inside(guarded: Stack, http: aiohttp.Cli
             assert error_of(answer)["code"] == "insufficient_permissions"
 
 
+@pytest.mark.parametrize("path", ["/ui/snapshot", "/ui/rings", "/ui/requests/x", "/ui/stream"])
+async def test_the_page_shows_itself_to_all_and_its_data_to_administrators(
+    guarded: Stack, http: aiohttp.ClientSession, path: str
+) -> None:
+    url = guarded.router_urls[0]
+    for file in ("/", "/page/app.js"):
+        async with http.get(url + file) as response:
+            assert response.status == 200
+    async with http.get(url + path) as response:
+        assert response.status == 401
+    async with http.get(url + path, headers={"authorization": f"Bearer {ACME}"}) as response:
+        assert response.status == 403
+    async with http.get(url + path, headers={"authorization": f"Bearer {ADMIN}"}) as response:
+        assert response.status == (404 if path == "/ui/requests/x" else 200)
+
+
 async def test_keys_come_and_go_without_a_restart(
     guarded: Stack, http: aiohttp.ClientSession, keys_path: Path
 ) -> None:

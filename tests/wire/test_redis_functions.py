@@ -24,6 +24,7 @@ from dualmap_wire.redis_functions import (
     RouteCall,
     Routed,
     StaleSplits,
+    Weighed,
     function_name,
     instance_view,
     library,
@@ -31,12 +32,14 @@ from dualmap_wire.redis_functions import (
     parse_perf,
     parse_route,
     parse_views,
+    parse_weighed,
     unpack_hash,
+    weigh,
 )
 from dualmap_wire.redis_keys import INSIDE_MS
 from tests.wire.pool import SPEED, WirePool
 
-OK = [b"ok", b"w1", b"w2", b"load", 1, 3, 2, 1_500_000, 250_000, 1_750_000, 123]
+OK = [b"ok", b"w1", b"w2", b"load", 1, 3, 2, 1_500_000, 250_000, 1_750_000, [[b"w1", 3, 7, 9]], 123]
 VIEW = [b"w1", 1_000_000, 500_000, 3, b""]
 U64 = st.integers(0, 2**64 - 1)
 
@@ -111,8 +114,8 @@ def test_route_arguments_are_these_bytes() -> None:
 
 
 def test_replies_of_route() -> None:
-    assert parse_route(OK) == Routed("w1", "w2", Reason.LOAD, True, 3, 2, 1.5, 0.25, 1.75)
-    alone = parse_route([b"ok", b"w1", b"", b"only", 0, 0, 0, 0, 1, 1, 123])
+    assert parse_route(OK) == Routed("w1", "w2", Reason.LOAD, True, 3, 2, 1.5, 0.25, 1.75, [[b"w1", 3, 7, 9]])
+    alone = parse_route([b"ok", b"w1", b"", b"only", 0, 0, 0, 0, 1, 1, [], 123])
     assert isinstance(alone, Routed) and alone.backup is None and not alone.feasible
     assert parse_route([b"stale", 0]) == StaleSplits(0, frozenset())
     assert parse_route([b"stale", 4, b"\0" * 7 + b"\x05"]) == StaleSplits(4, frozenset({5}))
@@ -146,6 +149,16 @@ def test_replies_of_route() -> None:
 def test_bad_replies_of_route(reply: Any) -> None:
     with pytest.raises(WireError):
         parse_route(reply)
+
+
+def test_what_a_decision_weighed() -> None:
+    assert parse_weighed([weigh("w1", 3, 1.5, 0.25), [b"w2", 0, 0, 1]]) == [
+        Weighed("w1", 3, 1.5, 0.25),
+        Weighed("w2", 0, 0.0, 1e-6),
+    ]
+    for bad in ([[b"w1"]], [[5, 1, 1, 1]], [5], [[b"w1", 1, None, 1]], [[b"\xff", 1, 1, 1]]):
+        with pytest.raises(WireError):
+            parse_weighed(bad)  # type: ignore[arg-type]
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=9) | st.text(max_size=5)

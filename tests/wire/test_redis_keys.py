@@ -60,6 +60,7 @@ def test_every_key_of_a_live_pool_is_documented(pool: WirePool) -> None:
     pool.own_add("w1", [1, 2])
     pool.enter(Limits(1.0, 1, 1))
     pool.client.hincrby(pool.keys.stats, "moves", 1)
+    pool.client.set(pool.keys.board, b"")
 
     seen = set()
     for key in pool.client.scan_iter():
@@ -83,6 +84,10 @@ def test_keys_of_a_pool_carry_one_hash_tag() -> None:
     assert keys.routers == "dm:{llama}:routers"
     assert keys.router_lease("r1") == "dm:{llama}:lease:router:r1"
     assert keys.instance_lease("w1") == "dm:{llama}:lease:instance:w1"
+    assert keys.board == "dm:{llama}:board"
+    assert keys.key_counts == "dm:{llama}:keys"
+    assert keys.hot_keys == ("dm:{llama}:keys:current", "dm:{llama}:keys:older")
+    assert keys.outposts == ("dm:{llama}:outposts", "dm:{llama}:outposts:older")
     assert keys.stats == "dm:{llama}:stats"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dualmap.choose import POLICIES, choose
 from dualmap.outposts import Outposts
 from dualmap.prefix_key import MAX_DEPTH
+from dualmap.ttft import estimate
 from dualmap.types import ChoiceRequest, ChoiceRule, Decision, InstanceView, PrefillSpeed
 from dualmap_wire.redis_functions import (
     STALE_PERF_US,
@@ -21,6 +22,7 @@ from dualmap_wire.redis_functions import (
     pack_hashes,
     parse_route,
     parse_views,
+    parse_weighed,
 )
 from tests.wire.pool import SPEED, WirePool, perf, route_call
 
@@ -149,6 +151,21 @@ def check(got: Routed, expected: Decision) -> None:
         assert -1e-9 <= expected_s - got_s <= 1.001e-6
 
 
+def check_weighed(got: Routed, call: RouteCall, seen: Sequence[InstanceView], outpost: str | None) -> None:
+    """The pair in its order, then the outpost where the policy asks it."""
+    views = {view.instance: view for view in seen}
+    names = [*call.pair]
+    if call.rule.policy == "dualmap" and outpost is not None and outpost in views.keys() - {*call.pair}:
+        names.append(outpost)
+    weighed = parse_weighed(got.weighed)
+    assert [w.instance for w in weighed] == names
+    for w in weighed:
+        expected = estimate(call.request, views[w.instance], call.rule)
+        assert w.owned_chunks == expected.owned_chunks
+        assert -1e-9 <= expected.wait_s - w.wait_s <= 1.001e-6
+        assert -1e-9 <= expected.own_s - w.own_s <= 1.001e-6
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=200)
 @given(
@@ -193,6 +210,7 @@ def test_any_state(
     assert isinstance(got, Routed)
     seen = pool.views(names, HASHES[:chunks], now_us=reply[-1])
     check(got, decide(call, seen, turn, outpost if chunks else None))
+    check_weighed(got, call, seen, outpost if chunks else None)
     # A dry run leaves no trace.
     assert dump(pool) == before
 
@@ -247,7 +265,9 @@ def test_a_stream_of_bookings(pool: WirePool, data: st.DataObject) -> None:
         got = parse_route(reply)
         assert isinstance(got, Routed)
         outpost = outposts.get(hashes[depth - 1]) if depth else None
-        check(got, decide(call, parse_views([reply[-1], *seen[1:]], SPEED), turn, outpost))
+        views = parse_views([reply[-1], *seen[1:]], SPEED)
+        check(got, decide(call, views, turn, outpost))
+        check_weighed(got, call, views, outpost)
         if depth and policy == "dualmap" and not (call.at_home and got.instance in call.pair):
             outposts.put(hashes[depth - 1], got.instance)
         turn += policy == "round-robin"

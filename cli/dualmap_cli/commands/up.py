@@ -95,6 +95,7 @@ async def _run(options: StackOptions) -> None:
 
     async with Stack(options, said) as stack:
         url = stack.router_urls[0]
+        said(f"page       {url}/")
         said(f"logs       {stack.logs}")
         said("")
         said("try:")
@@ -103,6 +104,7 @@ async def _run(options: StackOptions) -> None:
             '    -d \'{"model": "sim-model", "stream": true, "messages": [{"role": "user", "content": "hello"}]}\''
         )
         said(f"  dualmap load --url {url} --workload chat --requests 200")
+        said(f"  dualmap top --url {url}")
         said(f"  dualmap explain --url {url} 'hello'")
         said(f"  dualmap doctor --redis-url {stack.redis_url} --pool {options.pool} --router {url}")
         said("Ctrl-C stops everything.")

@@ -8,6 +8,7 @@ from dualmap_rebalancer.fold import Fold
 from dualmap_rebalancer.leadership import Leadership
 from dualmap_rebalancer.metrics import Metrics
 from dualmap_rebalancer.migrator import Migrator
+from dualmap_rebalancer.noticeboard import MoveLog, Noticeboard
 from dualmap_rebalancer.pages import Pages
 from dualmap_rebalancer.passes import Passes
 from dualmap_rebalancer.reap import Reap
@@ -20,6 +21,7 @@ from dualmap_service.store import Store
 log = logging.getLogger(__name__)
 
 _STORE_WAIT_S = 2.0
+_BOARD_S = 0.5
 
 
 async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
@@ -63,13 +65,16 @@ async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
         watch.on_change.append(follow)
         fold = Fold(store, settings.pool, leadership, telemetry, metrics, settings.refold_s)
         reap = Reap(store, settings.pool, leadership, metrics, settings.reap_grace_s)
-        passes = Passes(settings, leadership, watch, telemetry, migrator, metrics, background)
+        moves = MoveLog()
+        passes = Passes(settings, leadership, watch, telemetry, migrator, metrics, moves, background)
+        board = Noticeboard(store, settings.pool, settings.rebalancer_id, leadership, telemetry, moves)
         background.start(leadership.run(), "leadership")
         background.start(watch.run(settings.members_poll_s), "members")
         background.start(every(settings.tick_s, drain), "telemetry")
         background.start(every(settings.tick_s, fold.step), "fold")
         background.start(every(settings.period_s, passes.step), "passes")
         background.start(every(settings.reap_s, reap.step), "reap")
+        background.start(every(_BOARD_S, board.step), "board")
 
         facts = {"rebalancer": settings.rebalancer_id, "pool": settings.pool, "enabled": settings.enabled}
         log.info("rebalancer.ready", extra={"metrics_address": address, **facts})

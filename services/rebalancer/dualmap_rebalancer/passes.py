@@ -14,6 +14,7 @@ from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.leadership import Leadership
 from dualmap_rebalancer.metrics import Metrics, Outcome
 from dualmap_rebalancer.migrator import Migrator
+from dualmap_rebalancer.noticeboard import MoveLog
 from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_rebalancer.telemetry import Heard, Telemetry
 from dualmap_service.lifecycle import Background
@@ -50,6 +51,7 @@ class Passes:
         telemetry: Telemetry,
         migrator: Migrator,
         metrics: Metrics,
+        log_of_moves: MoveLog,
         background: Background,
     ) -> None:
         self._settings = settings
@@ -59,6 +61,7 @@ class Passes:
         self._telemetry = telemetry
         self._migrator = migrator
         self._metrics = metrics
+        self._log_of_moves = log_of_moves
         self._background = background
         self._last_batch_s: dict[str, float] = {}
         self._asked: dict[str, _Asked] = {}
@@ -78,9 +81,10 @@ class Passes:
         now_s = time.monotonic()
         self._forget_who_left()
         queues = self._queues(now_s)
-        num_hot = sum(is_hot(queue, self._rule, now_s) for queue in queues)
-        self._metrics.hot_instances.set(num_hot)
-        if not num_hot or not self._settings.enabled:
+        hot = tuple(queue.instance for queue in queues if is_hot(queue, self._rule, now_s))
+        self._metrics.hot_instances.set(len(hot))
+        self._log_of_moves.hot = hot
+        if not hot or not self._settings.enabled:
             return
         cooling = dict(self._last_batch_s)
         cooling |= {source: math.inf for source, asked in self._asked.items() if asked.under_way}
@@ -184,6 +188,7 @@ class Passes:
                 self._arrivals_s[move.target] = time.monotonic()
                 self._metrics.move_benefit_seconds.inc(move.benefit_s)
             self._metrics.count_move(source, move.target, outcome)
+            self._log_of_moves.add(move, outcome)
         if reply is not None and reply.fenced_off:
             self._leadership.check_soon()
         log.info("rebalance.batch", extra={"source": source, "asked": len(moves), "done": num_done})

@@ -27,7 +27,8 @@ from dualmap_router.request import InferenceRequest, Options, model_of, parse_in
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecord, StreamRecords
 from dualmap_router.tenant_limits import TenantLimits
-from dualmap_router.trace import RequestTraces
+from dualmap_router.ui.pages import Pages
+from dualmap_router.ui.request_log import FlightWatch
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ class Api:
         models: Models,
         pilot: Pilot,
         metrics: RouterMetrics,
-        traces: RequestTraces,
+        traces: FlightWatch,
         records: StreamRecords,
         limits: TenantLimits,
+        pages: Pages,
         state: Callable[[], dict[str, Any]],
     ) -> None:
         self._settings = settings
@@ -61,6 +63,7 @@ class Api:
         self._records = records
         self._limits = limits
         self._isolation = isolation_for(settings)
+        self._pages = pages
         self._state = state
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
@@ -78,7 +81,9 @@ class Api:
             if path in INFERENCE_PATHS:
                 await self._counted(self._inference, request, response, request_id)
             elif not self._local(request, response):
-                if path.startswith("/debug/"):
+                if self._pages.owns(path):
+                    await self._pages.answer(request, response)
+                elif path.startswith("/debug/"):
                     await self._debug(request, response)
                 else:
                     await self._counted(self._passthrough, request, response, request_id)

@@ -21,6 +21,9 @@ from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecords
 from dualmap_router.tenant_limits import TenantLimits
 from dualmap_router.trace import RequestTraces
+from dualmap_router.ui.pages import LivePages, NoPages, Pages
+from dualmap_router.ui.request_log import FlightWatch, RequestLog
+from dualmap_router.ui.snapshot import Snapshots
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -65,7 +68,10 @@ class RouterApp:
         )
         self.records = StreamRecords(settings.max_resume_bytes, settings.max_resume_total_bytes)
         self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
-        traces = RequestTraces(self._tracing, router)
+        traces: FlightWatch = RequestTraces(self._tracing, router)
+        pages: Pages = NoPages()
+        if settings.ui:
+            traces, pages = self._look_inside(settings, router, traces)
         self.api = Api(
             settings,
             router,
@@ -76,12 +82,36 @@ class RouterApp:
             traces,
             self.records,
             self.limits,
+            pages,
             self.state,
         )
         self.http = HttpServer(self.api.handle, settings.http_limits(), self.api.refused, self.door.enter)
         self._router = router
         self._background = Background(stop)
         self._gauges()
+
+    def _look_inside(
+        self, settings: RouterSettings, router: str, traces: FlightWatch
+    ) -> tuple[FlightWatch, Pages]:
+        """The live page, and the request log that feeds it."""
+        log_of_requests = RequestLog(traces)
+
+        def draining() -> bool:
+            return self.api.draining
+
+        snapshots = Snapshots(
+            settings,
+            router,
+            self.store,
+            self.watch,
+            self.placement,
+            self.sessions,
+            log_of_requests,
+            draining,
+        )
+        pages = LivePages(snapshots, draining)
+        self.metrics.gauge("dualmap_page_viewers", "Who looks at the live page.", lambda: pages.viewers)
+        return log_of_requests, pages
 
     def _gauges(self) -> None:
         self.metrics.gauge("dualmap_in_flight", "Requests in this router.", lambda: self.api.in_flight)

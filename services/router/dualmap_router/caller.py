@@ -15,7 +15,7 @@ class Caller:
     tenant: str = ""
     """Whose prompts, limits and share these are; empty where clients do not say who they are."""
     admin: bool = False
-    """Whether it may look inside: /debug/*."""
+    """Whether it may look inside: /debug/*, and what the live page shows."""
     limits: Limits | None = None
     """Of the tenant; None for none."""
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dualmap_router.api_keys import KeysError
 from dualmap_router.caller import ANYONE, NOBODY, Caller
+from dualmap_router.endpoints import is_file
 from dualmap_router.errors import ApiError
 from dualmap_router.key_watch import KeyWatch
 from dualmap_router.settings import RouterSettings
@@ -86,7 +87,8 @@ class KeyDoor:
         shown = [pair for pair in headers if pair[0] in _CREDENTIALS]
         if shown:
             headers[:] = [pair for pair in headers if pair[0] not in _CREDENTIALS]
-        if target.partition(b"?")[0] in self._open and method in (b"GET", b"HEAD"):
+        path = target.partition(b"?")[0]
+        if method in (b"GET", b"HEAD") and (path in self._open or is_file(path.decode("latin-1"))):
             return NOBODY
         if not shown:
             raise self._away("missing")

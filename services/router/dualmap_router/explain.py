@@ -12,7 +12,7 @@ from dualmap_wire.redis_functions import Routed
 async def explain(placement: Placement, prompt: Prompt, slo_s: float, rule: ChoiceRule) -> dict[str, Any]:
     """What would be decided for a prompt now, without booking it."""
     routed, call, candidates = await placement.dry_run(prompt, slo_s, rule)
-    views = await placement.views(prompt, placement.pool.offer(prompt.model).names)
+    views = await placement.views(prompt.packed, placement.pool.offer(prompt.model).names)
     key, depth = prompt.key(placement.splits)
     return {
         "policy": rule.policy,

@@ -70,6 +70,8 @@ class Flight:
     attempts: int = 0
     moves: int = 0
     placed: Placed | None = None
+    earlier: tuple[Placed, ...] = ()
+    """Where it was placed before it moved or was tried again."""
     reason: Reason | None = None
     ttft_s: float | None = None
     """Of a stream whose first token came."""

@@ -8,7 +8,7 @@ from dualmap.choose import choose
 from dualmap.types import InstanceView, PrefillSpeed
 from dualmap_router.charges import Charges
 from dualmap_service.registry import Membership
-from dualmap_wire.redis_functions import Overload, RouteCall, Routed, instance_view
+from dualmap_wire.redis_functions import Overload, RouteCall, Routed, instance_view, weigh
 
 
 def local_view(
@@ -44,4 +44,7 @@ def decide_alone(call: RouteCall, charges: Charges, membership: Membership, turn
         wait_s=chosen.wait_s,
         own_s=chosen.own_s,
         ttft_s=chosen.ttft_s,
+        weighed=[
+            weigh(e.instance, e.owned_chunks, e.wait_s, e.own_s) for e in (chosen, other) if e is not None
+        ],
     )

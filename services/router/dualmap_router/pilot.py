@@ -102,10 +102,13 @@ class Pilot:
             raise ClientGoneError
         if flight.prompt is None:
             return None
-        first = flight.placed is None
+        before = flight.placed
+        first = before is None
         start_ns = time.time_ns() if flight.trace is not None else 0
         placed = await self._placement.place(flight.prompt, flight.slo_s, flight.rule, lost, target, first)
         flight.placed = placed
+        if before is not None:
+            flight.earlier += (before,)
         if first:
             flight.reason = placed.reason
             self._metrics.decision_s.observe(time.monotonic() - flight.started_s)

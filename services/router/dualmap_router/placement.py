@@ -4,11 +4,12 @@ The router hashes chunks, finds the key's candidates on its rings and asks the r
 is away or late, `local_decision` stands in.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from dualmap.ttft import TokenRatio, split_prompt
-from dualmap.types import ChoiceRequest, ChoiceRule, InstanceView, Reason
+from dualmap.types import ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError, unavailable
 from dualmap_router.local_decision import decide_alone, local_view
@@ -50,6 +51,10 @@ class Placed:
     ttft_s: float
     shared: bool
     """False when decided without Redis."""
+    key: int
+    """The prefix key that the rings hashed."""
+    weighed: Sequence[Sequence[Any]] = ()
+    """Every candidate, as `parse_weighed` reads it."""
 
 
 class Placement:
@@ -131,14 +136,14 @@ class Placement:
                 raise self._overloaded(routed.wait_s)
             self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
             self._own(prompt, routed.instance)
-            return _placed(charge_id, call.request, candidates, routed, shared=True)
+            return _placed(charge_id, prompt, call, candidates, routed, shared=True)
         self._turn += 1
         alone = decide_alone(call, self.charges, self.pool.membership, self._turn)
         if isinstance(alone, Overload):
             raise self._overloaded(alone.wait_s)
         self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
         self._own(prompt, alone.instance)
-        return _placed(charge_id, call.request, candidates, alone, shared=False)
+        return _placed(charge_id, prompt, call, candidates, alone, shared=False)
 
     def route_call(
         self,
@@ -202,12 +207,10 @@ class Placement:
         )
         return parse_route(reply)
 
-    async def views(self, prompt: Prompt, names: tuple[str, ...]) -> list[InstanceView]:
-        """Every instance as a decision would see it now."""
+    async def views(self, packed: bytes, names: tuple[str, ...]) -> list[InstanceView]:
+        """Every instance as a decision over these chunks would see it now."""
         try:
-            reply = await self._store.function(
-                "views", self._keys.prefix, prompt.packed, "\n".join(names).encode()
-            )
+            reply = await self._store.function("views", self._keys.prefix, packed, "\n".join(names).encode())
         except StoreError:
             return [local_view(name, self.charges, self.pool.membership, self.pool.typical) for name in names]
         return parse_views(reply, self.pool.typical)
@@ -242,10 +245,15 @@ class Placement:
 
 
 def _placed(
-    charge_id: str, request: ChoiceRequest, candidates: tuple[str, ...], routed: Routed, shared: bool
+    charge_id: str,
+    prompt: Prompt,
+    call: RouteCall,
+    candidates: tuple[str, ...],
+    routed: Routed,
+    shared: bool,
 ) -> Placed:
-    _, cached = split_prompt(request, routed.owned_chunks)
-    _, backup_cached = split_prompt(request, routed.backup_owned_chunks)
+    _, cached = split_prompt(call.request, routed.owned_chunks)
+    _, backup_cached = split_prompt(call.request, routed.backup_owned_chunks)
     return Placed(
         charge_id=charge_id,
         instance=routed.instance,
@@ -259,4 +267,6 @@ def _placed(
         own_s=routed.own_s,
         ttft_s=routed.ttft_s,
         shared=shared,
+        key=prompt.hashes[call.key_depth - 1] if prompt.ring_key is None else prompt.ring_key,
+        weighed=routed.weighed,
     )

@@ -71,6 +71,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     request_timeout_s: Positive = 3600.0
     drain_s: NonNegative = 30.0
     """How long running answers may take after SIGTERM."""
+    ui: bool = True
+    """Serve the live page at / and its data under /ui/."""
     passthrough: tuple[str, ...] = (
         "/v1/",
         "/v2/",

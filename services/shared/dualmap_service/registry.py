@@ -111,6 +111,8 @@ class MembershipWatch:
         self._trusted_from_s = 0.0
         """When every worker that lives has had the time to say so."""
         self.current = Membership()
+        self.read_s = time.monotonic()
+        """When it was read last."""
         self.on_change: list[Callable[[Membership], None]] = []
         """Called when an instance came, left, changed state or changed generation."""
 
@@ -133,6 +135,7 @@ class MembershipWatch:
         if time.monotonic() < self._trusted_from_s:
             members = self._with_known(members)
         before, self.current = self.current, Membership(reply[0], members, reply[1])
+        self.read_s = time.monotonic()
         if _shape(before) != _shape(self.current):
             for callback in self.on_change:
                 callback(self.current)
