@@ -118,7 +118,9 @@ async def until(condition: Callable[[], Awaitable[object]], timeout_s: float, wh
 
 async def assert_at_rest(stack: Stack, urls: Sequence[str] | None = None, gone: Iterable[str] = ()) -> None:
     """Nothing is left in routers (`urls`, else all), workers, the store and engines (but the `gone` ones)."""
-    left = await settle(stack.redis_url, stack.options.pool, urls or stack.router_urls, timeout_s=15.0)
+    left = await settle(
+        stack.redis_url, stack.options.pool, urls or stack.router_urls, timeout_s=15.0, access=stack.access
+    )
     assert left.clean, left
     for url in set(stack.engine_urls) - set(gone):
         engine = msgspec.json.decode(await fetch(f"{url}/admin/stats?requests=0"))["leftovers"]

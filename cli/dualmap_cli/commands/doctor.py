@@ -10,12 +10,13 @@ import click
 import grpc
 import msgspec
 import zmq
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from dualmap_cli.leftovers import describe
 from dualmap_cli.registry import pool_options
+from dualmap_service.redis_servers import redis_client
+from dualmap_service.settings import AccessSettings
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
@@ -42,9 +43,9 @@ class Finding(msgspec.Struct, frozen=True):
 @pool_options
 @click.option("--router", "routers", multiple=True, metavar="URL", help="A router to ask; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
-def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -> None:
+def doctor(access: AccessSettings, routers: tuple[str, ...], as_json: bool) -> None:
     """Check store, instances, telemetry, rebalancer and routers; exits with 1 if something is bad."""
-    findings = asyncio.run(_examine(redis_url, pool, routers))
+    findings = asyncio.run(_examine(access, routers))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"findings": findings}), indent=2).decode())
     else:
@@ -56,12 +57,12 @@ def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -
     sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
 
 
-async def _examine(redis_url: str, pool: str, routers: tuple[str, ...]) -> list[Finding]:
+async def _examine(access: AccessSettings, routers: tuple[str, ...]) -> list[Finding]:
     findings: list[Finding] = []
-    redis = Redis.from_url(redis_url, socket_connect_timeout=3, socket_timeout=3)
     try:
-        async for finding in _store(redis, PoolKeys(pool)):
-            findings.append(finding)
+        async with redis_client(access) as redis:
+            async for finding in _store(redis, PoolKeys(access.pool)):
+                findings.append(finding)
     except (RedisError, OSError) as exc:
         findings.append(
             Finding(
@@ -71,8 +72,6 @@ async def _examine(redis_url: str, pool: str, routers: tuple[str, ...]) -> list[
                 "Check --redis-url. Routers go on by themselves meanwhile, each with its own view.",
             )
         )
-    finally:
-        await redis.aclose()
     for url in routers:
         findings.append(await _router(url.rstrip("/")))
     return findings

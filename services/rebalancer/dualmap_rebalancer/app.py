@@ -25,7 +25,7 @@ _STORE_WAIT_S = 2.0
 async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
     """Lead or stand by until `stop` is set. A store that is away is waited for."""
     async with AsyncExitStack() as closing:
-        store = Store(settings.redis_url, f"dualmap-rebalancer-{settings.rebalancer_id}")
+        store = Store(settings, f"dualmap-rebalancer-{settings.rebalancer_id}")
         leadership = Leadership(
             store,
             settings.pool,

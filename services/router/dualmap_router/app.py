@@ -36,7 +36,7 @@ class RouterApp:
         self._settings = settings
         self._stop = stop
         router = settings.router_id or f"{socket.gethostname()}-{settings.port or os.getpid()}"
-        self.store = Store(settings.redis_url, f"dualmap-router-{router}")
+        self.store = Store(settings, f"dualmap-router-{router}")
         self.charges = Charges(self.store, settings.pool, router)
         self.placement = Placement(settings, router, self.store, self.charges)
         self.metrics = RouterMetrics()

@@ -16,7 +16,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from dualmap_service.credentials import Label, PemFiles
 from dualmap_service.errors import SettingsError
+from dualmap_service.redis_url import RedisUrl, parse_redis_url
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -24,7 +26,7 @@ PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-RedisUrl = Annotated[str, msgspec.Meta(pattern="^(redis|rediss|unix)://")]
+RedisUrlText = Annotated[str, msgspec.Meta(pattern=r"^(rediss?(\+(sentinel|cluster))?|unix)://")]
 CollectorUrl = Annotated[str, msgspec.Meta(pattern="^$|^https?://")]
 
 SERVICES = ("router", "worker", "rebalancer")
@@ -33,13 +35,47 @@ _KUBERNETES_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 _SECRETS = ("secret", "password", "token", "api_key")
 
 
-class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every service is told."""
+class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to reach a pool: every service and every command of an operator is told."""
 
-    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
-    """Redis or Valkey: redis://, rediss:// (TLS) or unix://, with user and password as needed."""
+    redis_url: RedisUrlText = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey: redis://, rediss:// (TLS), unix://, redis+sentinel://host,host/MASTER or redis+cluster://host,host,
+    with user and password as needed."""
+    redis_ca_file: str = ""
+    """PEM: the CA of Redis' certificates; the system's when empty."""
+    redis_cert_file: str = ""
+    """PEM: the certificate that Redis asks its clients for."""
+    redis_key_file: str = ""
+    """PEM: its key."""
+    redis_sentinel_username: str = ""
+    """Where the Sentinels themselves ask for a login: user ..."""
+    redis_sentinel_password: str = ""
+    """... and password."""
     pool: str = "default"
     """The instances that serve one model; part of every Redis key."""
+
+    def redis_pem(self) -> PemFiles:
+        """The files for TLS to Redis."""
+        return PemFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
+
+    def redis_place(self) -> RedisUrl:
+        """Where Redis is, and how to speak to it; ValueError for a URL without meaning."""
+        return parse_redis_url(self.redis_url, self.redis_pem())
+
+    def check(self, label: Label) -> None:
+        """Raise SettingsError for an address without meaning or a file that cannot be used."""
+        self.redis_pem().check(label("redis_ca_file"), label("redis_cert_file"), label("redis_key_file"))
+        try:
+            place = self.redis_place()
+        except ValueError as exc:
+            raise SettingsError(f"{label('redis_url')}: {exc}") from exc
+        if self.redis_pem() != PemFiles() and not place.encrypted:
+            raise SettingsError(f"{label('redis_url')}: certificates are set, but only rediss:// uses them")
+
+
+class SharedSettings(AccessSettings, frozen=True, kw_only=True):
+    """What every service is told."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     """json, or text for a terminal."""
@@ -49,7 +85,7 @@ class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the requests whose caller does not say; failures and missed objectives leave a span anyway."""
 
 
-T = TypeVar("T", bound=SharedSettings)
+T = TypeVar("T", bound=AccessSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +133,10 @@ def load_settings(
     unknown = set(flags or {}) - set(fields)
     if unknown:
         raise SettingsError(f"unknown setting {sorted(unknown)[0]!r}{_nearest(sorted(unknown)[0], fields)}")
-    return Loaded(kind(**values), origins)
+    settings = kind(**values)
+
+    settings.check(lambda name: origins[name] if name in values else f"DUALMAP_{name}".upper())
+    return Loaded(settings, origins)
 
 
 def _from_kubernetes(name: str, value: str) -> bool:
@@ -139,9 +178,11 @@ def _masked(name: str, value: Any) -> str:
     """A value fit to print."""
     if any(word in name for word in _SECRETS):
         return "(set)" if value else "(not set)"
-    if isinstance(value, str) and "://" in value and "@" in value:
+    if isinstance(value, str) and "://" in value:
         scheme, _, rest = value.partition("://")
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+        place, asks, _ = rest.partition("?")
+        login, at, place = place.rpartition("@")
+        return f"{scheme}://{'***' if login else ''}{at}{place}{'?***' if asks else ''}"
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     return str(value)

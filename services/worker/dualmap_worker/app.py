@@ -102,7 +102,7 @@ class WorkerApp:
             registration = await self._register(await self._listen())
             if registration is None:
                 return
-            store = Store(settings.redis_url, f"dualmap-worker-{registration.instance}")
+            store = Store(settings, f"dualmap-worker-{registration.instance}")
             if not await store.start():
                 log.warning("worker.starts_without_store")
             lease = self._presence.lease = Lease(store, registration)
@@ -156,7 +156,7 @@ class WorkerApp:
         if met is None:
             return None
         info, kv_tokens = met
-        host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
+        host = advertised_host(settings.advertise_host, settings.host, settings.redis_place())
         return Registration(
             instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
             pool=settings.pool,

@@ -18,6 +18,7 @@ from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_service.registry import Member, Membership
+from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import pack_hashes
@@ -145,7 +146,7 @@ async def test_the_same_prompt_meets_its_cache(shared: Store) -> None:
 
 
 async def test_without_a_store_the_rings_decide(store: EmbeddedStore) -> None:
-    placement = a_placement(Store(store.url, "never started"), max_wait_s=1.0)
+    placement = a_placement(Store(AccessSettings(redis_url=store.url), "never started"), max_wait_s=1.0)
     prompt = a_prompt(placement)
     placed = [await placement.place(prompt, 5.0, RULE) for _ in range(4)]
     assert {one.shared for one in placed} == {False}
