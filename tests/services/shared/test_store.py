@@ -207,7 +207,7 @@ def test_connections_that_break_while_they_are_made(store: EmbeddedStore) -> Non
             seen += 1
             if seen <= 7:
                 # Reset in the middle of the handshake, at another point each time.
-                for _ in range(seen // 2):
+                for _ in range(seen // 4):
                     await reader.read(65536)
                     writer.write(b"+OK\r\n")
                 raw = writer.get_extra_info("socket")
