@@ -42,7 +42,7 @@ def free_ports(count: int, also: int = 0) -> list[int]:
     return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """One process; `more` is for a client of it."""
 
@@ -62,9 +62,15 @@ class Server:
         self.child.process.wait()
 
     async def ask(self, *command: Any) -> Any:
-        """One command on a connection of its own."""
-        async with Redis(port=self.port, socket_timeout=5, **self.more) as client:
+        """One command on a connection of its own; the reply as it came."""
+        async with Redis(port=self.port, socket_timeout=5, protocol=2, **self.more) as client:
+            client.response_callbacks.clear()
             return await client.execute_command(*command)
+
+    async def info(self, *command: str) -> dict[str, str]:
+        """The reply of INFO, CLUSTER INFO and the like."""
+        lines = (await self.ask(*command)).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     async def answers(self) -> bool:
         assert self.child is not None
