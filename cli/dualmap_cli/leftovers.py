@@ -7,6 +7,7 @@ import aiohttp
 import grpc
 import msgspec
 
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.redis_servers import redis_client
 from dualmap_service.settings import AccessSettings
 from dualmap_wire.errors import WireError
@@ -52,7 +53,7 @@ async def find_leftovers(
         registrations = await redis.hvals(keys.instances)
     queued = running = buffers = noted = 0
     for packed in registrations:
-        described = await _describe(packed)
+        described = await _describe(packed, access)
         if described is not None:
             queued += described.queued
             running += described.running
@@ -75,16 +76,16 @@ async def find_leftovers(
     )
 
 
-async def describe(address: str) -> pb.DescribeReply:
+async def describe(address: str, access: AccessSettings = _PLAIN) -> pb.DescribeReply:
     """What a worker says of itself; AioRpcError when it does not answer."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc_access(access).channel(address) as channel:
         reply: pb.DescribeReply = await WorkerControlStub(channel).Describe(pb.DescribeRequest(), timeout=5.0)
         return reply
 
 
-async def _describe(packed: bytes) -> pb.DescribeReply | None:
+async def _describe(packed: bytes, access: AccessSettings) -> pb.DescribeReply | None:
     try:
-        return await describe(decode_registration(packed).grpc_address)
+        return await describe(decode_registration(packed).grpc_address, access)
     except (WireError, grpc.aio.AioRpcError):
         return None
 

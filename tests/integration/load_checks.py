@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, replace
 
 import aiohttp
-import grpc
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from dualmap_cli.leftovers import settle
 from dualmap_cli.load import LoadOptions, LoadResult, RequestRecord, Slo, run_load
 from dualmap_cli.stack import Stack
+from dualmap_service.grpc_access import grpc_access
 from dualmap_sim.engine.canonical import canonical_prompt
 from dualmap_sim.engine.text import matches
 from dualmap_sim.workloads import Span, TimedRequest, Traffic, make_workload
@@ -170,7 +170,7 @@ async def set_faults(engine_url: str, **faults: object) -> None:
 async def control(stack: Stack, worker: str) -> AsyncIterator[WorkerControlStub]:
     """A worker's control calls."""
     address = str((await stack.event(worker, "worker.ready"))["grpc_address"])
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc_access(stack.access).channel(address) as channel:
         yield WorkerControlStub(channel)
 
 

@@ -61,7 +61,7 @@ async def _examine(access: AccessSettings, routers: tuple[str, ...]) -> list[Fin
     findings: list[Finding] = []
     try:
         async with redis_client(access) as redis:
-            async for finding in _store(redis, PoolKeys(access.pool)):
+            async for finding in _store(redis, access):
                 findings.append(finding)
     except (RedisError, OSError) as exc:
         findings.append(
@@ -77,8 +77,9 @@ async def _examine(access: AccessSettings, routers: tuple[str, ...]) -> list[Fin
     return findings
 
 
-async def _store(redis: Any, keys: PoolKeys) -> AsyncIterator[Finding]:
+async def _store(redis: Any, access: AccessSettings) -> AsyncIterator[Finding]:
     """The store itself, then what is registered in it."""
+    keys = PoolKeys(access.pool)
     info = await redis.info("server")
     version = str(info.get("valkey_version") or info.get("redis_version", "0"))
     name = "Valkey" if "valkey_version" in info else "Redis"
@@ -120,11 +121,12 @@ async def _store(redis: Any, keys: PoolKeys) -> AsyncIterator[Finding]:
             "Start a worker, and compare its --pool.",
         )
     for packed in registrations.values():
-        async for finding in _instance(redis, keys, packed):
+        async for finding in _instance(redis, access, packed):
             yield finding
 
 
-async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[Finding]:
+async def _instance(redis: Any, access: AccessSettings, packed: bytes) -> AsyncIterator[Finding]:
+    keys = PoolKeys(access.pool)
     try:
         registration = decode_registration(packed)
     except WireError as exc:
@@ -145,11 +147,12 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
         )
         return
     try:
-        described = await describe(registration.grpc_address)
+        described = await describe(registration.grpc_address, access)
     except grpc.aio.AioRpcError as exc:
         yield Finding(
             "bad", name, f"no answer at {registration.grpc_address} ({exc.code().name})",
-            "Routers cannot reach it either, unless they sit elsewhere: check --advertise-host and firewalls.",
+            "Routers cannot reach it either, unless they sit elsewhere: check --advertise-host, firewalls and "
+            "certificates (--grpc-ca-file).",
         )  # fmt: skip
         return
     yield Finding(

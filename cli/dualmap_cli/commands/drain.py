@@ -9,6 +9,7 @@ import msgspec
 
 from dualmap_cli.leftovers import describe
 from dualmap_cli.registry import one_of, pool_options, read_registrations
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.settings import AccessSettings
 from dualmap_wire.telemetry import Registration
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -59,12 +60,12 @@ async def _drain(
 ) -> list[Drained]:
     registrations = await read_registrations(access)
     wanted = [one_of(registrations, instance) for instance in instances]
-    return list(await asyncio.gather(*(_drain_one(entry, wait_s, said) for entry in wanted)))
+    return list(await asyncio.gather(*(_drain_one(access, entry, wait_s, said) for entry in wanted)))
 
 
-async def _drain_one(entry: Registration, wait_s: float, said: bool) -> Drained:
+async def _drain_one(access: AccessSettings, entry: Registration, wait_s: float, said: bool) -> Drained:
     try:
-        async with grpc.aio.insecure_channel(entry.grpc_address) as channel:
+        async with grpc_access(access).channel(entry.grpc_address) as channel:
             reply: pb.DrainReply = await WorkerControlStub(channel).Drain(pb.DrainRequest(), timeout=10.0)
         if said:
             click.echo(f"{entry.instance}: {reply.handed_back} go elsewhere, {reply.running} still running")
@@ -72,7 +73,7 @@ async def _drain_one(entry: Registration, wait_s: float, said: bool) -> Drained:
         running = reply.running
         while running and time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
-            described = await describe(entry.grpc_address)
+            described = await describe(entry.grpc_address, access)
             running = described.queued + described.running
     except grpc.aio.AioRpcError as exc:
         raise click.ClickException(

@@ -13,6 +13,7 @@ from dualmap_rebalancer.passes import Passes
 from dualmap_rebalancer.reap import Reap
 from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_rebalancer.telemetry import Telemetry
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, every
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -45,7 +46,7 @@ async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
 
         telemetry = Telemetry(settings.pool, metrics)
         closing.callback(telemetry.close)
-        migrator = Migrator(settings.move_deadline_s)
+        migrator = Migrator(settings.move_deadline_s, grpc_access(settings))
         closing.push_async_callback(migrator.close)
         closing.push_async_callback(leadership.resign)
 

@@ -18,6 +18,7 @@ from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
 from dualmap_router.stream_record import StreamRecords
 from dualmap_router.trace import RequestTraces
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -41,7 +42,13 @@ class RouterApp:
         self.placement = Placement(settings, router, self.store, self.charges)
         self.metrics = RouterMetrics()
         self.watch = MembershipWatch(self.store, settings.pool, router)
-        self.sessions = Sessions(router, settings.pool, settings.max_buffer_bytes, self._reachable_changed)
+        self.sessions = Sessions(
+            router,
+            settings.pool,
+            settings.max_buffer_bytes,
+            self._reachable_changed,
+            grpc_access(settings),
+        )
         self.models = Models()
         pilot = Pilot(
             self.placement,

@@ -51,8 +51,21 @@ class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the Sentinels themselves ask for a login: user ..."""
     redis_sentinel_password: str = ""
     """... and password."""
+    grpc_ca_file: str = ""
+    """PEM: the CA of all services' gRPC certificates; with it workers and whoever calls them show each other theirs,
+    without it gRPC is in the clear."""
+    grpc_cert_file: str = ""
+    """PEM: this process's certificate."""
+    grpc_key_file: str = ""
+    """PEM: its key."""
+    grpc_server_name: str = ""
+    """The name in the workers' certificates; when empty, each worker's address."""
     pool: str = "default"
     """The instances that serve one model; part of every Redis key."""
+
+    def grpc_pem(self) -> PemFiles:
+        """The files for mutual TLS between services."""
+        return PemFiles(self.grpc_ca_file, self.grpc_cert_file, self.grpc_key_file)
 
     def redis_pem(self) -> PemFiles:
         """The files for TLS to Redis."""
@@ -65,6 +78,11 @@ class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
     def check(self, label: Label) -> None:
         """Raise SettingsError for an address without meaning or a file that cannot be used."""
         self.redis_pem().check(label("redis_ca_file"), label("redis_cert_file"), label("redis_key_file"))
+        self.grpc_pem().check(label("grpc_ca_file"), label("grpc_cert_file"), label("grpc_key_file"))
+        if bool(self.grpc_ca_file) != bool(self.grpc_cert_file):
+            raise SettingsError(
+                f"{label('grpc_ca_file')} and {label('grpc_cert_file')} go together: both ends show a certificate"
+            )
         try:
             place = self.redis_place()
         except ValueError as exc:

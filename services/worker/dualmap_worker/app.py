@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from dualmap.admission import Admission
 from dualmap_service.addresses import advertised_host
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
 from dualmap_service.store import Store
@@ -143,7 +144,7 @@ class WorkerApp:
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
         await self._presence.set_serving(False)
         try:
-            port = self._server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+            port = grpc_access(settings).listen(self._server, f"{settings.host}:{settings.grpc_port}")
         except RuntimeError as exc:
             raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.grpc_port}: {exc}") from exc
         await self._server.start()

@@ -17,6 +17,7 @@ from dualmap_router.request import InferenceRequest
 from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_service.grpc_access import PlainGrpc
 from dualmap_service.registry import Member, Membership
 from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
@@ -213,7 +214,7 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     placement.charges.release(placed.charge_id)
     assert (placed.instance, placed.backup) == (first, second)
     assert placed.backup_cached_tokens == int(3 * prompt.chunk_tokens)
-    sessions = Sessions("r", "p", 1 << 20, lambda: None)
+    sessions = Sessions("r", "p", 1 << 20, lambda: None, PlainGrpc())
     resumer = Resumer(placement, Models())
     pilot = Pilot(placement, sessions, RouterMetrics(), resumer, max_attempts=1, timeout_s=1.0)
     flight = Flight("id", "POST", "/v1/completions", "/v1/completions", [], b"", 0.0, NoSink(), prompt=prompt)
