@@ -18,6 +18,7 @@ _COMMANDS = {
     "plan": ("commands.plan", "plan", "What adding or draining instances would do to the prefixes."),
     "drain": ("commands.drain", "drain", "Take instances out of service without losing a request."),
     "config": ("commands.config", "config", "Show a service's settings and where they came from."),
+    "curve": ("commands.curve", "curve", "Make keys for encrypted telemetry."),
     "doctor": ("commands.doctor", "doctor", "Check a running system and name what is wrong."),
 }
 

@@ -169,7 +169,7 @@ async def _instance(redis: Any, access: AccessSettings, packed: bytes) -> AsyncI
             "its KV cache size is unknown",
             "Set --kv-tokens, or let the engine publish vllm:cache_config_info.",
         )
-    heard = await asyncio.to_thread(_listen, registration)
+    heard = await asyncio.to_thread(_listen, access, registration)
     yield (
         Finding("ok", name, "publishes telemetry")
         if heard
@@ -177,7 +177,7 @@ async def _instance(redis: Any, access: AccessSettings, packed: bytes) -> AsyncI
             "bad",
             name,
             f"nothing heard at {registration.telemetry_address}",
-            "The rebalancer cannot hear it either: check the port.",
+            "The rebalancer cannot hear it either, unless its CURVE key is one that may: check port and keys.",
         )
     )
     if not await _folded(redis, keys, name):
@@ -210,11 +210,12 @@ async def _folded(redis: Any, keys: PoolKeys, name: str) -> bool:
     return False
 
 
-def _listen(registration: Registration) -> bool:
+def _listen(access: AccessSettings, registration: Registration) -> bool:
     """Whether a readable report comes within a moment."""
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, QUEUE_TOPIC)
+        access.listener().introduce(socket)
         socket.connect(registration.telemetry_address)
         if not socket.poll(int(_TELEMETRY_WAIT_S * 1000)):
             return False

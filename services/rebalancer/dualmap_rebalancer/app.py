@@ -44,7 +44,7 @@ async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
         closing.push_async_callback(pages.close)
         address = await pages.start(settings.metrics_host, settings.metrics_port)
 
-        telemetry = Telemetry(settings.pool, metrics)
+        telemetry = Telemetry(settings.pool, metrics, settings.listener())
         closing.callback(telemetry.close)
         migrator = Migrator(settings.move_deadline_s, grpc_access(settings))
         closing.push_async_callback(migrator.close)

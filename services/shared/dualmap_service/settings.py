@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 
 from dualmap_service.credentials import Label, PemFiles
+from dualmap_service.curve import CurveListener, InTheClear, Listener, load_pair, load_public
 from dualmap_service.errors import SettingsError
 from dualmap_service.redis_url import RedisUrl, parse_redis_url
 
@@ -60,8 +61,19 @@ class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """PEM: its key."""
     grpc_server_name: str = ""
     """The name in the workers' certificates; when empty, each worker's address."""
+    curve_key_file: str = ""
+    """This process's own CURVE keys for telemetry, a NAME.key_secret of `dualmap curve new`; in the clear when empty.
+    Routers do without."""
+    curve_workers_key_file: str = ""
+    """The workers' public key, a NAME.key: of whoever listens to them."""
     pool: str = "default"
     """The instances that serve one model; part of every Redis key."""
+
+    def listener(self) -> Listener:
+        """How this process listens to workers."""
+        if not self.curve_workers_key_file:
+            return InTheClear()
+        return CurveListener(self.curve_key_file, self.curve_workers_key_file)
 
     def grpc_pem(self) -> PemFiles:
         """The files for mutual TLS between services."""
@@ -83,6 +95,14 @@ class AccessSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 f"{label('grpc_ca_file')} and {label('grpc_cert_file')} go together: both ends show a certificate"
             )
+        if self.curve_key_file:
+            load_pair(self.curve_key_file, label("curve_key_file"))
+        if self.curve_workers_key_file:
+            load_public(self.curve_workers_key_file, label("curve_workers_key_file"))
+            if not self.curve_key_file:
+                raise SettingsError(
+                    f"{label('curve_workers_key_file')} needs {label('curve_key_file')}, one's own key"
+                )
         try:
             place = self.redis_place()
         except ValueError as exc:

@@ -70,7 +70,7 @@ class WorkerApp:
             settings.preempt_rule(),
             settings.step_tokens,
         )
-        self._publisher = Publisher(settings.host, settings.telemetry_port)
+        self._publisher = Publisher(settings.host, settings.telemetry_port, settings.publishing())
         instance = settings.instance or socket.gethostname()
         self._tracing = Tracing("worker", instance, settings.trace_endpoint, settings.trace_share)
         self._presence = Presence()
