@@ -1,10 +1,13 @@
 """A certificate authority of a test's own, and what it issues, as PEM files."""
 
 import datetime
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+
+from dualmap_service.credentials import PemFiles
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Authority:
         self._ca = trustme.CA()
         self.ca_file = str(folder / "ca.pem")
         self._ca.cert_pem.write_to_path(self.ca_file)
+
+    def client_context(self, pem: Pem | None = None) -> ssl.SSLContext:
+        """Of a client that trusts this authority, and shows a certificate if it is given one."""
+        own = (pem.cert_file, pem.key_file) if pem is not None else ("", "")
+        return PemFiles(self.ca_file, *own).client_context()
 
     def issue(self, name: str, *identities: str, expired: bool = False) -> Pem:
         """A certificate for `identities`, host names or addresses; loopback's when there are none."""

@@ -2,16 +2,25 @@
 
 import asyncio
 import json
+import shutil
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from openai import APIConnectionError, AsyncOpenAI, DefaultAsyncHttpxClient
+from zmq.auth import create_certificates
 
 from dualmap_cli.stack import Stack, StackOptions
+from dualmap_sim.engine.canonical import chat_prompt
+from dualmap_sim.engine.text import expected_text
 
 from ..certificates import Authority
 from .load_checks import (
+    MODEL,
     assert_all_once,
     assert_at_rest,
     holds,
@@ -27,6 +36,11 @@ from .load_checks import (
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     authority = Authority(tmp_path / "pem")
     pem = authority.issue("service", "dualmap.internal")
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    for name in ("workers", "rebalancers"):
+        create_certificates(tmp_path, name)
+    shutil.copy(tmp_path / "rebalancers.key", clients)
     options = StackOptions(
         routers=2,
         workers=3,
@@ -37,7 +51,11 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
             "grpc_cert_file": pem.cert_file,
             "grpc_key_file": pem.key_file,
             "grpc_server_name": "dualmap.internal",
+            # Of whoever listens to workers; these have their own.
+            "curve_key_file": tmp_path / "rebalancers.key_secret",
+            "curve_workers_key_file": tmp_path / "workers.key",
         },
+        worker_flags={"curve_key_file": tmp_path / "workers.key_secret", "curve_clients_dir": clients},
     )
     async with Stack(options) as running:
         yield running
@@ -79,15 +97,63 @@ async def test_it_works_as_ever(stack: Stack) -> None:
 async def _probed(stack: Stack) -> None:
     address = (await stack.event("worker-1", "worker.ready"))["grpc_address"]
     flags = stack.options.shared_flags
-    for environ, ready in (({f"DUALMAP_{k.upper()}": str(v) for k, v in flags.items()}, True), ({}, False)):
-        probe = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "dualmap_service.probe", f"grpc://{address}", env=environ
+    assert await _probe(f"grpc://{address}", {f"DUALMAP_{k.upper()}": str(v) for k, v in flags.items()})
+    assert not await _probe(f"grpc://{address}", {})
+
+
+async def _probe(url: str, environ: dict[str, str]) -> bool:
+    """Whether a container's health check is content."""
+    probe = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "dualmap_service.probe", url, env=environ, stderr=asyncio.subprocess.DEVNULL
+    )
+    return await probe.wait() == 0
+
+
+async def test_the_openai_client_over_tls(stack: Stack, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "http")
+    pem, own = authority.issue("router"), authority.issue("client", "somebody")
+    files = {
+        "tls_cert_file": pem.cert_file,
+        "tls_key_file": pem.key_file,
+        "tls_client_ca_file": authority.ca_file,
+    }
+    url = str((await stack.event(stack.start_router(**files), "router.ready"))["url"])
+    assert url.startswith("https://127.0.0.1:")
+    context = authority.client_context(own)
+    await until(lambda: _reaches(url, context, 3), 20, "a router that reaches everybody")
+    messages: list[Any] = [{"role": "user", "content": "over TLS"}]
+    async with _openai(url, context) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=messages, max_tokens=200, stream=True
         )
-        assert (await probe.wait() == 0) is ready
+        text = "".join([part.choices[0].delta.content or "" async for part in stream if part.choices])
+    assert text == expected_text(chat_prompt(messages), 200)
+
+    async with _openai(url, Authority(tmp_path / "stranger").client_context()) as client:
+        with pytest.raises(APIConnectionError) as caught:
+            await client.models.list()
+        assert "CERTIFICATE_VERIFY_FAILED" in repr(caught.value.__cause__)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+        with pytest.raises(aiohttp.ClientError):
+            await http.get(url.replace("https", "http") + "/readyz")
+    environ = {f"DUALMAP_ROUTER_{k.upper()}": v for k, v in files.items()}
+    assert await _probe(f"{url}/readyz", environ)
+    assert not await _probe(f"{url}/readyz", {})
+    await assert_at_rest(stack)
+
+
+def _openai(url: str, context: ssl.SSLContext) -> AsyncOpenAI:
+    http = DefaultAsyncHttpxClient(verify=context)
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30, http_client=http)
+
+
+async def _reaches(url: str, context: ssl.SSLContext, instances: int) -> bool:
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz", ssl=context) as response:
+        return len((await response.json())["instances"]) >= instances
 
 
 async def test_an_operator_without_certificates_learns_what_is_missing(stack: Stack) -> None:
-    flags = {"grpc_ca_file": "", "grpc_cert_file": "", "grpc_key_file": "", "grpc_server_name": ""}
+    flags = dict.fromkeys(stack.options.shared_flags, "")
     status, said = await run(stack, "doctor", "--json", **flags)
     assert status == 1
     bad = [finding for finding in json.loads(said)["findings"] if finding["state"] == "bad"]

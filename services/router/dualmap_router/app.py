@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _RECONCILE_S = 2.0
+_RENEW_S = 5.0
 
 
 class RouterApp:
@@ -139,15 +140,17 @@ class RouterApp:
         self.watch.on_change.append(self._membership_changed)
         self._background.start(every(_POLL_S, self._poll), "membership")
         self._background.start(every(_RECONCILE_S, self._reconcile), "reconcile")
+        tls = settings.http_tls()
+        self._background.start(every(_RENEW_S, tls.renew), "certificate")
         try:
-            port = await self.http.start(settings.host, settings.port)
+            port = await self.http.start(settings.host, settings.port, tls.context)
         except OSError as exc:
             raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.port}: {exc}") from exc
         log.info(
             "router.ready",
             extra={
                 "router": self._router,
-                "url": f"http://{settings.host}:{port}",
+                "url": f"{tls.scheme}://{settings.host}:{port}",
                 "pool": settings.pool,
             },
         )

@@ -1,4 +1,4 @@
-"""Telemetry under CURVE: who is on the list hears it, nobody else does, and a stranger cannot pretend to be a worker."""
+"""Telemetry under CURVE: who is on the list hears it, nobody else does, and no stranger passes for a worker."""
 
 import asyncio
 import logging
