@@ -7,9 +7,9 @@ import aiohttp
 import grpc
 import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.grpc_access import grpc_access
 from dualmap_service.redis_servers import redis_client
-from dualmap_service.settings import AccessSettings
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import decode_registration

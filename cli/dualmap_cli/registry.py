@@ -10,9 +10,10 @@ import click
 from redis.exceptions import RedisError
 
 from dualmap_cli.settings_options import BadSettings, Flags, settings_options
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import SettingsError
 from dualmap_service.redis_servers import redis_client
-from dualmap_service.settings import AccessSettings, load_settings
+from dualmap_service.settings import load_settings
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration, decode_registration
@@ -41,7 +42,8 @@ async def read_registrations(access: AccessSettings) -> dict[str, Registration]:
         async with redis_client(access) as redis:
             packed = await redis.hgetall(PoolKeys(access.pool).instances)
     except (RedisError, OSError) as exc:
-        raise click.ClickException(f"no answer from {access.redis_url.rpartition('@')[2]}: {exc}") from exc
+        place = access.redis_url.rpartition("@")[2].partition("?")[0]
+        raise click.ClickException(f"no answer from {place}: {exc}") from exc
     found = {}
     for value in packed.values():
         try:

@@ -14,9 +14,10 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, get_args, get
 import click
 import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import SettingsError
 from dualmap_service.logs import setup_logs
-from dualmap_service.settings import AccessSettings, SharedSettings, load_settings
+from dualmap_service.settings import SharedSettings, load_settings
 
 Flags = Mapping[str, str]
 """What was given on the command line, by field name, still as text."""

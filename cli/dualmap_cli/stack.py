@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.child import Child, start_child
-from dualmap_service.settings import AccessSettings
 from dualmap_sim.embedded_store import EmbeddedStore
 
 Flags = Mapping[str, object]

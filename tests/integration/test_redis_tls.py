@@ -12,9 +12,9 @@ import pytest
 import uvloop
 
 from dualmap_cli.stack import Stack, StackOptions
+from dualmap_service.access import AccessSettings
 from dualmap_service.credentials import PemFiles
 from dualmap_service.errors import StoreError
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_wire.redis_keys import PoolKeys
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dualmap_service.settings import AccessSettings
+from dualmap_service.access import AccessSettings
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from dualmap_cli.leftovers import describe
 from dualmap_cli.registry import pool_options
+from dualmap_service.access import AccessSettings
 from dualmap_service.redis_servers import redis_client
-from dualmap_service.settings import AccessSettings
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys

@@ -9,8 +9,8 @@ import msgspec
 
 from dualmap_cli.leftovers import describe
 from dualmap_cli.registry import one_of, pool_options, read_registrations
+from dualmap_service.access import AccessSettings
 from dualmap_service.grpc_access import grpc_access
-from dualmap_service.settings import AccessSettings
 from dualmap_wire.telemetry import Registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dualmap.ring_change import RingChange, compare_rings
 from dualmap_cli.registry import one_of, pool_options, read_registrations
-from dualmap_service.settings import AccessSettings
+from dualmap_service.access import AccessSettings
 from dualmap_wire.telemetry import Registration
 
 _KEYS = 20_000

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.credentials import PemFiles
-from dualmap_service.settings import AccessSettings
 
 log = logging.getLogger(__name__)
 

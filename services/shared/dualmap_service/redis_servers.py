@@ -16,8 +16,8 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError, RedisError
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.redis_url import Address, RedisUrl
-from dualmap_service.settings import AccessSettings
 from dualmap_wire.redis_keys import PoolKeys
 
 _SENTINEL_ANSWER_S = 1.0

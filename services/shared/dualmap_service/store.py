@@ -14,9 +14,9 @@ from typing import Any
 from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreError, StoreUnavailableError
 from dualmap_service.redis_servers import make_servers
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store_pipeline import Pipeline
 from dualmap_wire.redis_functions import function_name, library
 

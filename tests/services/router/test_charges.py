@@ -7,8 +7,8 @@ import pytest
 
 from dualmap.types import ChoiceRequest, ChoiceRule, PrefillSpeed
 from dualmap_router.charges import Charges
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreUnavailableError
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import RouteCall, Routed, pack_hashes, parse_route

@@ -17,9 +17,9 @@ from dualmap_router.request import InferenceRequest
 from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_service.access import AccessSettings
 from dualmap_service.grpc_access import PlainGrpc
 from dualmap_service.registry import Member, Membership
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import pack_hashes

@@ -13,8 +13,8 @@ from dualmap_router.placement import Placement
 from dualmap_router.pool import Pool
 from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
+from dualmap_service.access import AccessSettings
 from dualmap_service.registry import Member, Membership
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import Registration
 

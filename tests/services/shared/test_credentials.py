@@ -5,10 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from zmq.auth import create_certificates
 
+from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import SettingsError
-from dualmap_service.settings import load_settings
+from dualmap_service.settings import SharedSettings, load_settings
+from dualmap_worker.settings import WorkerSettings
 
 from ...certificates import Authority, Pem
 
@@ -23,11 +26,18 @@ def pem(authority: Authority) -> Pem:
     return authority.issue("end")
 
 
-def refused(**environ: str) -> str:
+KINDS: dict[str, type[SharedSettings]] = {
+    "router": RouterSettings,
+    "worker": WorkerSettings,
+    "rebalancer": RebalancerSettings,
+}
+
+
+def refused(service: str = "router", **environ: str) -> str:
     """What the start says."""
     named = {f"DUALMAP_{name.upper()}": value for name, value in environ.items()}
     with pytest.raises(SettingsError) as caught:
-        load_settings(RouterSettings, "router", named)
+        load_settings(KINDS[service], service, named)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -108,3 +118,50 @@ def test_certificates_that_nothing_would_use(authority: Authority) -> None:
 
 def test_a_url_without_meaning() -> None:
     assert refused(redis_url="redis+sentinel://one,two").startswith("DUALMAP_REDIS_URL: the master's name")
+
+
+def test_grpc_needs_all_three(authority: Authority, pem: Pem) -> None:
+    said = "DUALMAP_GRPC_CA_FILE and DUALMAP_GRPC_CERT_FILE go together: both ends show a certificate"
+    for service in KINDS:
+        assert refused(service, grpc_ca_file=authority.ca_file) == said
+        assert refused(service, grpc_cert_file=pem.cert_file, grpc_key_file=pem.key_file) == said
+    assert "DUALMAP_GRPC_KEY_FILE is not" in refused(
+        "worker", grpc_ca_file=authority.ca_file, grpc_cert_file=pem.cert_file
+    )
+
+
+def test_https_needs_a_certificate(authority: Authority, pem: Pem) -> None:
+    said = refused(router_tls_client_ca_file=authority.ca_file)
+    assert said == "DUALMAP_ROUTER_TLS_CLIENT_CA_FILE needs DUALMAP_ROUTER_TLS_CERT_FILE"
+    said = refused(router_tls_cert_file=pem.cert_file)
+    assert "DUALMAP_ROUTER_TLS_KEY_FILE is not" in said
+    said = refused(router_tls_cert_file="/nowhere", router_tls_key_file=pem.key_file)
+    assert said == "DUALMAP_ROUTER_TLS_CERT_FILE: cannot read /nowhere: No such file or directory"
+
+
+@pytest.fixture
+def curve(tmp_path: Path) -> Path:
+    create_certificates(tmp_path, "own")
+    (tmp_path / "listeners").mkdir()
+    return tmp_path
+
+
+def test_curve_keys(curve: Path, pem: Pem) -> None:
+    own = {"curve_key_file": str(curve / "own.key_secret")}
+    listeners = {"worker_curve_clients_dir": str(curve / "listeners")}
+    assert "DUALMAP_CURVE_KEY_FILE and DUALMAP_WORKER_CURVE_CLIENTS_DIR go together" in refused(
+        "worker", **own
+    )
+    assert "go together" in refused("worker", **listeners)
+    assert "DUALMAP_WORKER_CURVE_CLIENTS_DIR: no NAME.key in" in refused("worker", **own, **listeners)
+    (curve / "listeners/garbage.key").write_text("garbage")
+    assert "garbage.key holds no CURVE key" in refused("worker", **own, **listeners)
+    assert "needs DUALMAP_CURVE_WORKERS_KEY_FILE" in refused("rebalancer", **own)
+    workers = {"curve_workers_key_file": str(curve / "own.key")}
+    assert "DUALMAP_CURVE_WORKERS_KEY_FILE needs DUALMAP_CURVE_KEY_FILE" in refused("rebalancer", **workers)
+    # The public half where the pair is wanted, and a file of another kind.
+    for wrong in (curve / "own.key", Path(pem.key_file)):
+        said = refused("rebalancer", curve_key_file=str(wrong), **workers)
+        assert said.startswith("DUALMAP_CURVE_KEY_FILE: ")
+    missing = refused("rebalancer", curve_key_file=str(curve / "missing"), **workers)
+    assert missing == f"DUALMAP_CURVE_KEY_FILE: cannot read {curve}/missing: no such file"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreUnavailableError
 from dualmap_service.redis_servers import redis_client
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_wire.redis_keys import PoolKeys
 

@@ -11,8 +11,8 @@ import pytest
 import uvloop
 from redis.asyncio.connection import Connection
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreError, StoreUnavailableError
-from dualmap_service.settings import AccessSettings
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_functions import library
