@@ -99,7 +99,7 @@ class Cluster:
 
     async def _any(self, *command: object) -> object:
         for node in self.nodes:
-            if node.child is not None and node.child.running:
+            if node.run is not None:
                 return await node.ask(*command)
         raise AssertionError("all nodes are gone")
 

@@ -17,8 +17,8 @@ from .load_checks import MODEL, assert_all_once, assert_at_rest, holds, metric, 
 
 _PROMOTED_S = 15.0
 """A second of silence, the vote, the promotion."""
-_SHARED_S = 5.0
-"""From the promotion to shared decisions: the next try to connect is at most a second away."""
+_SHARED_S = 10.0
+"""From the promotion to shared decisions: the other Sentinels hear of it, and the next try is a second away at most."""
 
 
 @dataclass

@@ -19,7 +19,7 @@ from dualmap_service.store import Store
 from dualmap_wire.redis_keys import PoolKeys
 
 from ..certificates import Authority
-from ..redis_processes import free_ports, servers, tls_binary
+from ..redis_processes import free_ports, servers, tls_program
 from ..tls_front import tls_front
 from .load_checks import assert_all_once, assert_at_rest, fetch, prompts, replay
 
@@ -62,13 +62,13 @@ async def tls_redis(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
             context = PemFiles(authority.ca_file, pem.cert_file, pem.key_file).server_context()
             port = await closing.enter_async_context(tls_front(port, context))
         else:
-            binary = tls_binary()
-            if binary is None:
+            program = tls_program()
+            if program is None:
                 pytest.skip("no redis-server or valkey-server with TLS on PATH")
             await running.start(
                 port, "--port", "0", "--tls-port", str(port), "--tls-cert-file", pem.cert_file,
                 "--tls-key-file", pem.key_file, "--tls-ca-cert-file", authority.ca_file, "--aclfile", str(acl),
-                binary=binary, ssl=True, ssl_ca_certs=authority.ca_file, ssl_certfile=client.cert_file,
+                program=program, ssl=True, ssl_ca_certs=authority.ca_file, ssl_certfile=client.cert_file,
                 ssl_keyfile=client.key_file, **login,
             )  # fmt: skip
         yield TlsRedis(port, authority, flags)
