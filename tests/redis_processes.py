@@ -7,6 +7,7 @@ containers of the image that REDIS_IMAGE names (`redis:7-bookworm`), on the host
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
@@ -68,6 +69,8 @@ class Run(Protocol):
 
     def said(self) -> str: ...
 
+    def freeze(self) -> None: ...
+
     def kill(self) -> None: ...
 
 
@@ -83,6 +86,9 @@ class ProcessRun:
 
     def said(self) -> str:
         return self._child.log_tail()
+
+    def freeze(self) -> None:
+        self._child.process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         self._child.process.kill()
@@ -120,6 +126,9 @@ class ContainerRun:
     def said(self) -> str:
         return self._wrapped.logs().decode(errors="replace")[-2000:]
 
+    def freeze(self) -> None:
+        self._wrapped.pause()
+
     def kill(self) -> None:
         self._container.stop(force=True)  # removes it: SIGKILL first
 
@@ -142,6 +151,11 @@ class Server:
         if self.run is not None:
             self.run.kill()
         self.run = None
+
+    def freeze(self) -> None:
+        """It accepts connections and answers nothing, until it is killed."""
+        assert self.run is not None
+        self.run.freeze()
 
     async def ask(self, *command: Any) -> Any:
         """One command on a connection of its own; the reply as it came."""

@@ -20,7 +20,7 @@ from dualmap_service.access import AccessSettings
 from dualmap_service.redis_url import Address, RedisUrl
 from dualmap_wire.redis_keys import PoolKeys
 
-_SENTINEL_ANSWER_S = 1.0
+_ANSWER_S = 1.0
 _MASTER_POLL_S = 1.0
 _MAX_HOPS = 4
 _MAX_NODES = 1000
@@ -73,8 +73,8 @@ class SentinelServers:
                 **login,
                 **tls,
                 "ssl": url.encrypted,
-                "socket_timeout": _SENTINEL_ANSWER_S,
-                "socket_connect_timeout": _SENTINEL_ANSWER_S,
+                "socket_timeout": _ANSWER_S,
+                "socket_connect_timeout": _ANSWER_S,
                 "driver_info": None,
                 # The next Sentinel is a better try than the same one again.
                 "retry": Retry(NoBackoff(), 0),
@@ -117,12 +117,14 @@ class ClusterServers:
         """Ask nodes until one owns the slot; the error of the last when none can be found."""
         failure: BaseException = ConnectionError("no node of the Cluster is known")
         for address in list(self._nodes):
+            # Behind the others at once: whoever loses patience with this one begins with the next.
+            self._nodes.remove(address)
+            self._nodes.append(address)
             try:
-                return await self._follow(address)
+                async with asyncio.timeout(_ANSWER_S):
+                    return await self._follow(address)
             except (RedisError, OSError) as exc:
                 failure = exc
-                self._nodes.remove(address)
-                self._nodes.append(address)
         raise failure
 
     async def displaced(self) -> None:

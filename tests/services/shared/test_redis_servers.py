@@ -136,6 +136,22 @@ async def test_nodes_that_the_url_does_not_name_are_known_too(nodes: Cluster) ->
         await store.close()
 
 
+async def test_a_node_that_freezes_is_passed_over(nodes: Cluster) -> None:
+    owner = await nodes.owner(KEYS.prefix)
+    replica = nodes.replicas[nodes.masters.index(owner)]
+    store = Store(access(nodes.url), "test", deadline_s=0.2)
+    try:
+        assert await store.start()
+        owner.freeze()
+        await eventually(lambda: served_by(store, replica), 40.0)
+        # Whoever begins now asks it first, and does without its answer.
+        beginner = Store(access(nodes.url_of([owner, replica])), "beginner")
+        assert await beginner.start(10.0)
+        await beginner.close()
+    finally:
+        await store.close()
+
+
 async def test_a_failover_on_demand_in_a_cluster(nodes: Cluster) -> None:
     owner = await nodes.owner(KEYS.prefix)
     replica = nodes.replicas[nodes.masters.index(owner)]
