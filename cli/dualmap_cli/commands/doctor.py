@@ -10,12 +10,13 @@ import click
 import grpc
 import msgspec
 import zmq
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from dualmap_cli.leftovers import describe
 from dualmap_cli.registry import pool_options
+from dualmap_service.access import AccessSettings
+from dualmap_service.redis_servers import redis_client
 from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import library, parse_perf
 from dualmap_wire.redis_keys import PoolKeys
@@ -42,9 +43,9 @@ class Finding(msgspec.Struct, frozen=True):
 @pool_options
 @click.option("--router", "routers", multiple=True, metavar="URL", help="A router to ask; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object.")
-def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -> None:
+def doctor(access: AccessSettings, routers: tuple[str, ...], as_json: bool) -> None:
     """Check store, instances, telemetry, rebalancer and routers; exits with 1 if something is bad."""
-    findings = asyncio.run(_examine(redis_url, pool, routers))
+    findings = asyncio.run(_examine(access, routers))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"findings": findings}), indent=2).decode())
     else:
@@ -56,12 +57,12 @@ def doctor(redis_url: str, pool: str, routers: tuple[str, ...], as_json: bool) -
     sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
 
 
-async def _examine(redis_url: str, pool: str, routers: tuple[str, ...]) -> list[Finding]:
+async def _examine(access: AccessSettings, routers: tuple[str, ...]) -> list[Finding]:
     findings: list[Finding] = []
-    redis = Redis.from_url(redis_url, socket_connect_timeout=3, socket_timeout=3)
     try:
-        async for finding in _store(redis, PoolKeys(pool)):
-            findings.append(finding)
+        async with redis_client(access) as redis:
+            async for finding in _store(redis, access):
+                findings.append(finding)
     except (RedisError, OSError) as exc:
         findings.append(
             Finding(
@@ -71,15 +72,14 @@ async def _examine(redis_url: str, pool: str, routers: tuple[str, ...]) -> list[
                 "Check --redis-url. Routers go on by themselves meanwhile, each with its own view.",
             )
         )
-    finally:
-        await redis.aclose()
     for url in routers:
         findings.append(await _router(url.rstrip("/")))
     return findings
 
 
-async def _store(redis: Any, keys: PoolKeys) -> AsyncIterator[Finding]:
+async def _store(redis: Any, access: AccessSettings) -> AsyncIterator[Finding]:
     """The store itself, then what is registered in it."""
+    keys = PoolKeys(access.pool)
     info = await redis.info("server")
     version = str(info.get("valkey_version") or info.get("redis_version", "0"))
     name = "Valkey" if "valkey_version" in info else "Redis"
@@ -121,11 +121,12 @@ async def _store(redis: Any, keys: PoolKeys) -> AsyncIterator[Finding]:
             "Start a worker, and compare its --pool.",
         )
     for packed in registrations.values():
-        async for finding in _instance(redis, keys, packed):
+        async for finding in _instance(redis, access, packed):
             yield finding
 
 
-async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[Finding]:
+async def _instance(redis: Any, access: AccessSettings, packed: bytes) -> AsyncIterator[Finding]:
+    keys = PoolKeys(access.pool)
     try:
         registration = decode_registration(packed)
     except WireError as exc:
@@ -146,11 +147,12 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
         )
         return
     try:
-        described = await describe(registration.grpc_address)
+        described = await describe(registration.grpc_address, access)
     except grpc.aio.AioRpcError as exc:
         yield Finding(
             "bad", name, f"no answer at {registration.grpc_address} ({exc.code().name})",
-            "Routers cannot reach it either, unless they sit elsewhere: check --advertise-host and firewalls.",
+            "Routers cannot reach it either, unless they sit elsewhere: check --advertise-host, firewalls and "
+            "certificates (--grpc-ca-file).",
         )  # fmt: skip
         return
     yield Finding(
@@ -167,7 +169,7 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
             "its KV cache size is unknown",
             "Set --kv-tokens, or let the engine publish vllm:cache_config_info.",
         )
-    heard = await asyncio.to_thread(_listen, registration)
+    heard = await asyncio.to_thread(_listen, access, registration)
     yield (
         Finding("ok", name, "publishes telemetry")
         if heard
@@ -175,7 +177,7 @@ async def _instance(redis: Any, keys: PoolKeys, packed: bytes) -> AsyncIterator[
             "bad",
             name,
             f"nothing heard at {registration.telemetry_address}",
-            "The rebalancer cannot hear it either: check the port.",
+            "The rebalancer cannot hear it either, unless its CURVE key is one that may: check port and keys.",
         )
     )
     if not await _folded(redis, keys, name):
@@ -208,11 +210,12 @@ async def _folded(redis: Any, keys: PoolKeys, name: str) -> bool:
     return False
 
 
-def _listen(registration: Registration) -> bool:
+def _listen(access: AccessSettings, registration: Registration) -> bool:
     """Whether a readable report comes within a moment."""
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, QUEUE_TOPIC)
+        access.listener().introduce(socket)
         socket.connect(registration.telemetry_address)
         if not socket.poll(int(_TELEMETRY_WAIT_S * 1000)):
             return False

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dualmap.ring_change import RingChange, compare_rings
 from dualmap_cli.registry import one_of, pool_options, read_registrations
+from dualmap_service.access import AccessSettings
 from dualmap_wire.telemetry import Registration
 
 _KEYS = 20_000
@@ -28,14 +29,12 @@ _KEYS = 20_000
 )
 @pool_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def plan(
-    what: str, instances: tuple[str, ...], weight: float, redis_url: str, pool: str, as_json: bool
-) -> None:
+def plan(access: AccessSettings, what: str, instances: tuple[str, ...], weight: float, as_json: bool) -> None:
     """Say what share of the prefixes would get other candidates if INSTANCES were added or drained.
 
     Nothing is changed. The names of instances to be added matter: their places on the rings follow from them.
     """
-    registrations = asyncio.run(read_registrations(redis_url, pool))
+    registrations = asyncio.run(read_registrations(access))
     before = {name: entry.weight for name, entry in registrations.items() if entry.state == "active"}
     after = _after(what, instances, weight, before, registrations)
     if not before or not after:

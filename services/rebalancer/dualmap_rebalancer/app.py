@@ -14,6 +14,7 @@ from dualmap_rebalancer.passes import Passes
 from dualmap_rebalancer.reap import Reap
 from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_rebalancer.telemetry import Telemetry
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, every
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -27,7 +28,7 @@ _BOARD_S = 0.5
 async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
     """Lead or stand by until `stop` is set. A store that is away is waited for."""
     async with AsyncExitStack() as closing:
-        store = Store(settings.redis_url, f"dualmap-rebalancer-{settings.rebalancer_id}")
+        store = Store(settings, f"dualmap-rebalancer-{settings.rebalancer_id}")
         leadership = Leadership(
             store,
             settings.pool,
@@ -45,9 +46,9 @@ async def run(settings: RebalancerSettings, stop: asyncio.Event) -> None:
         closing.push_async_callback(pages.close)
         address = await pages.start(settings.metrics_host, settings.metrics_port)
 
-        telemetry = Telemetry(settings.pool, metrics)
+        telemetry = Telemetry(settings.pool, metrics, settings.listener())
         closing.callback(telemetry.close)
-        migrator = Migrator(settings.move_deadline_s)
+        migrator = Migrator(settings.move_deadline_s, grpc_access(settings))
         closing.push_async_callback(migrator.close)
         closing.push_async_callback(leadership.resign)
 

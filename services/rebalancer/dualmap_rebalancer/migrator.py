@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 
 from dualmap.rebalance import Move
+from dualmap_service.grpc_access import GrpcAccess
 from dualmap_service.registry import Membership
 from dualmap_wire.v1.worker_pb2 import MigrateMove, MigrateReply, MigrateRequest
 from dualmap_wire.v1.worker_pb2_grpc import WorkerControlStub
@@ -24,8 +25,9 @@ _OPTIONS = (
 class Migrator:
     """Asks workers to take requests off their queues."""
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, access: GrpcAccess) -> None:
         self._deadline_s = deadline_s
+        self._access = access
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def migrate(self, address: str, moves: Sequence[Move], fence: int) -> MigrateReply | None:
@@ -39,6 +41,9 @@ class Migrator:
         except grpc.aio.AioRpcError as exc:
             facts = {"address": address, "code": exc.code().name, "error": (exc.details() or "")[:200]}
             log.warning("migrate.failed", extra=facts)
+            if exc.code() == grpc.StatusCode.UNAVAILABLE:
+                # Opened anew, it has the certificates of then: these may have run out.
+                await self._forget(address)
             return None
         return reply
 
@@ -46,7 +51,12 @@ class Migrator:
         """Close the channels of those who left; calls under way still get their answer."""
         wanted = {member.registration.grpc_address for member in membership.members.values()}
         for address in self._channels.keys() - wanted:
-            await self._channels.pop(address).close(grace=self._deadline_s)
+            await self._forget(address)
+
+    async def _forget(self, address: str) -> None:
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close(grace=self._deadline_s)
 
     async def close(self) -> None:
         """Close all channels."""
@@ -56,5 +66,5 @@ class Migrator:
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            channel = self._channels[address] = self._access.channel(address, _OPTIONS)
         return channel

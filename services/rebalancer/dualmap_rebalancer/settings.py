@@ -8,6 +8,7 @@ import msgspec
 
 from dualmap.queue_order import OrderName, OrderRule
 from dualmap.rebalance import RebalanceRule
+from dualmap_service.credentials import Label
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
 from dualmap_wire.redis_keys import LEASE_MS
@@ -79,6 +80,12 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
             raise SettingsError(
                 f"renew_s ({self.renew_s:g}) must be at most half of lease_s ({self.lease_s:g})"
             )
+
+    def check(self, label: Label) -> None:
+        """Raise SettingsError for what cannot be used."""
+        SharedSettings.check(self, label)
+        if self.curve_key_file and not self.curve_workers_key_file:
+            raise SettingsError(f"{label('curve_key_file')} needs {label('curve_workers_key_file')}")
 
     def rule(self) -> RebalanceRule:
         """What the core plans by."""

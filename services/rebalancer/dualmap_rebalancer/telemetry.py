@@ -15,6 +15,7 @@ import zmq
 from dualmap.ttft import believed_speeds
 from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.metrics import Metrics
+from dualmap_service.curve import Listener
 from dualmap_service.registry import Membership
 from dualmap_wire.errors import WireError
 from dualmap_wire.telemetry import QUEUE_TOPIC, QueueReport, decode_report
@@ -45,8 +46,9 @@ class Heard:
 class Telemetry:
     """Subscriptions to the pool's instances, and what was heard last."""
 
-    def __init__(self, pool: str, metrics: Metrics) -> None:
+    def __init__(self, pool: str, metrics: Metrics, access: Listener) -> None:
         self._pool = pool
+        self._access = access
         self._metrics = metrics
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
@@ -116,6 +118,7 @@ class Telemetry:
         socket.set(zmq.HEARTBEAT_IVL, 1000)
         socket.set(zmq.HEARTBEAT_TIMEOUT, 3000)
         socket.set(zmq.SUBSCRIBE, QUEUE_TOPIC)
+        self._access.introduce(socket)
         try:
             socket.connect(address)
         except zmq.ZMQError as exc:

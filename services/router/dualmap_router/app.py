@@ -24,6 +24,7 @@ from dualmap_router.trace import RequestTraces
 from dualmap_router.ui.pages import LivePages, NoPages, Pages
 from dualmap_router.ui.request_log import FlightWatch, RequestLog
 from dualmap_router.ui.snapshot import Snapshots
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Membership, MembershipWatch
 from dualmap_service.store import Store
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _RECONCILE_S = 2.0
+_RENEW_S = 5.0
 
 
 class RouterApp:
@@ -42,12 +44,18 @@ class RouterApp:
         self._settings = settings
         self._stop = stop
         router = settings.router_id or f"{socket.gethostname()}-{settings.port or os.getpid()}"
-        self.store = Store(settings.redis_url, f"dualmap-router-{router}")
+        self.store = Store(settings, f"dualmap-router-{router}")
         self.charges = Charges(self.store, settings.pool, router)
         self.placement = Placement(settings, router, self.store, self.charges)
         self.metrics = RouterMetrics()
         self.watch = MembershipWatch(self.store, settings.pool, router)
-        self.sessions = Sessions(router, settings.pool, settings.max_buffer_bytes, self._reachable_changed)
+        self.sessions = Sessions(
+            router,
+            settings.pool,
+            settings.max_buffer_bytes,
+            self._reachable_changed,
+            grpc_access(settings),
+        )
         self.models = Models()
         pilot = Pilot(
             self.placement,
@@ -187,15 +195,17 @@ class RouterApp:
         self._background.start(every(_POLL_S, self._poll), "membership")
         self._background.start(every(_RECONCILE_S, self._reconcile), "reconcile")
         self._background.start(every(KEYS_POLL_S, self.door.poll), "keys")
+        tls = settings.http_tls()
+        self._background.start(every(_RENEW_S, tls.renew), "certificate")
         try:
-            port = await self.http.start(settings.host, settings.port)
+            port = await self.http.start(settings.host, settings.port, tls.context)
         except OSError as exc:
             raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.port}: {exc}") from exc
         log.info(
             "router.ready",
             extra={
                 "router": self._router,
-                "url": f"http://{settings.host}:{port}",
+                "url": f"{tls.scheme}://{settings.host}:{port}",
                 "pool": settings.pool,
             },
         )

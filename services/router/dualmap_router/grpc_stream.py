@@ -60,10 +60,12 @@ class GrpcStream(asyncio.Protocol):
         on_message: Callable[[bytes], None],
         on_end: Callable[[str], None],
         keepalive_s: float,
+        encrypted: bool = False,
     ) -> None:
         """`method` is `/package.Service/Method`; silence for 1.5 to 2.5 times `keepalive_s` ends the stream."""
         self._method = method
         self._authority = authority
+        self._scheme = "https" if encrypted else "http"
         self._on_message = on_message
         self._on_end = on_end
         self._keepalive_s = keepalive_s
@@ -97,7 +99,7 @@ class GrpcStream(asyncio.Protocol):
         head = Encoder().encode(
             [
                 (":method", "POST"),
-                (":scheme", "http"),
+                (":scheme", self._scheme),
                 (":path", self._method),
                 (":authority", self._authority),
                 ("te", "trailers"),

@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S = 1.0
 _BACKLOG = 1024
+_HANDSHAKE_S = 10.0
+_SHUTDOWN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,18 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. OSError when the address is taken."""
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None = None) -> int:
+        """Listen, with TLS if there is a context; returns the port. OSError when the address is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, host, port, backlog=_BACKLOG)
+        self._server = await loop.create_server(
+            self._connection,
+            host,
+            port,
+            backlog=_BACKLOG,
+            ssl=context,
+            ssl_handshake_timeout=_HANDSHAKE_S if context is not None else None,
+            ssl_shutdown_timeout=_SHUTDOWN_S if context is not None else None,
+        )
         self._sweeper = loop.create_task(self._sweep(), name="http-sweep")
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound

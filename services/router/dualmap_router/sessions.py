@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from dualmap_router.exchange import Exchange
 from dualmap_router.grpc_stream import GrpcStream
+from dualmap_service.grpc_access import GrpcAccess
 from dualmap_service.registry import Membership
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -32,10 +33,17 @@ class Session:
     """The stream to one worker, connected again until closed."""
 
     def __init__(
-        self, instance: str, address: str, hello: pb.Hello, max_buffer_bytes: int, changed: Callable[[], None]
+        self,
+        instance: str,
+        address: str,
+        hello: pb.Hello,
+        max_buffer_bytes: int,
+        changed: Callable[[], None],
+        access: GrpcAccess,
     ) -> None:
         self.instance = instance
         self.address = address
+        self._access = access
         self._hello = hello
         self._max_buffer_bytes = max_buffer_bytes
         self._changed = changed
@@ -124,17 +132,26 @@ class Session:
         self._answered = self._loop.create_future()
         self._ended = self._loop.create_future()
         host, _, port = self.address.rpartition(":")
-        stream = GrpcStream(_METHOD, self.address, self._take, self._stream_ended, _KEEPALIVE_S)
+        host = host.strip("[]")
+        context, name = self._access.context(), self._access.name_of(host)
+        stream = GrpcStream(
+            _METHOD, self.address, self._take, self._stream_ended, _KEEPALIVE_S, context is not None
+        )
         try:
             async with asyncio.timeout(_CONNECT_S):
-                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port))
+                await self._loop.create_connection(
+                    lambda: stream, host, int(port), ssl=context, server_hostname=name
+                )
                 stream.send(pb.RouterFrame(hello=self._hello).SerializeToString())
                 # The worker answers hello with an empty frame: the session works in both directions.
                 await asyncio.wait((self._answered, self._ended), return_when=asyncio.FIRST_COMPLETED)
-            if self._answered.done():
-                self._stream, self.connected = stream, True
-                self._changed()
-                log.info("session.connected", extra={"instance": self.instance})
+            if not self._answered.done():
+                # TLS 1.3 refuses a client's certificate behind the handshake, and uvloop swallows the alert.
+                hint = "" if context is None else ": does it accept this router's certificate?"
+                raise ConnectionError(f"{await self._ended} before the worker said hello{hint}")
+            self._stream, self.connected = stream, True
+            self._changed()
+            log.info("session.connected", extra={"instance": self.instance})
             return await self._ended
         finally:
             stream.close()
@@ -198,7 +215,10 @@ def _lost(stream: int, instance: str) -> pb.Event:
 class Sessions:
     """A session to every live instance of the pool."""
 
-    def __init__(self, router: str, pool: str, max_buffer_bytes: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, router: str, pool: str, max_buffer_bytes: int, changed: Callable[[], None], access: GrpcAccess
+    ) -> None:
+        self._access = access
         self._hello = pb.Hello(router=router, pool=pool)
         self._max_buffer_bytes = max_buffer_bytes
         self._changed = changed
@@ -229,7 +249,7 @@ class Sessions:
                 session = None
             if session is None:
                 self._sessions[name] = Session(
-                    name, address, self._hello, self._max_buffer_bytes, self._changed
+                    name, address, self._hello, self._max_buffer_bytes, self._changed, self._access
                 )
         for name in [name for name in self._sessions if name not in membership.members]:
             self._retire(name)

@@ -5,6 +5,9 @@ from typing import Literal
 from dualmap.prefix import DEFAULT_CHUNK_BYTES
 from dualmap.types import ChoiceRule
 from dualmap_router.http_server import HttpLimits
+from dualmap_router.http_tls import CertifiedHttp, HttpTls, PlainHttp
+from dualmap_service.credentials import Label, PemFiles
+from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
 
 _RULE = ChoiceRule()
@@ -26,6 +29,12 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     """Let scrapers read /metrics without a key; otherwise administrators do."""
     share_prefixes: bool = False
     """Let tenants find each other's prefixes in the engines' caches: faster, and the speed tells what others asked."""
+    tls_cert_file: str = ""
+    """PEM: the certificate shown to clients, read again when it changes; plain HTTP when empty."""
+    tls_key_file: str = ""
+    """PEM: its key."""
+    tls_client_ca_file: str = ""
+    """PEM: with it, clients must show a certificate of this CA."""
     policy: Literal["dualmap", "paper", "round-robin", "least-loaded", "cache-affinity"] = "dualmap"
     """Of a request that names none."""
     slo_ttft_s: Positive = 5.0
@@ -85,6 +94,20 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
         "/version",
     )
     """Path prefixes that reach an engine; its administration stays inside."""
+
+    def check(self, label: Label) -> None:
+        """Raise SettingsError for what cannot be used."""
+        SharedSettings.check(self, label)
+        self._tls_pem().check(label("tls_client_ca_file"), label("tls_cert_file"), label("tls_key_file"))
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise SettingsError(f"{label('tls_client_ca_file')} needs {label('tls_cert_file')}")
+
+    def http_tls(self) -> HttpTls:
+        """How clients are listened to."""
+        return CertifiedHttp(self._tls_pem()) if self.tls_cert_file else PlainHttp()
+
+    def _tls_pem(self) -> PemFiles:
+        return PemFiles(self.tls_client_ca_file, self.tls_cert_file, self.tls_key_file)
 
     def http_limits(self) -> HttpLimits:
         """What clients may ask of the HTTP server."""

@@ -1,12 +1,13 @@
 """By which address others reach this process."""
 
 import socket
-from urllib.parse import urlsplit
+
+from dualmap_service.redis_url import RedisUrl
 
 _WILDCARDS = frozenset(("", "0.0.0.0", "::", "*"))
 
 
-def advertised_host(given: str, listening: str, redis_url: str) -> str:
+def advertised_host(given: str, listening: str, redis: RedisUrl) -> str:
     """The host to register: `given` if set, else the one listened on; for a wildcard this machine's address.
 
     That is the address from which it reaches Redis: routers and rebalancer reach Redis too, so they share a network.
@@ -16,10 +17,10 @@ def advertised_host(given: str, listening: str, redis_url: str) -> str:
         return given
     if listening not in _WILDCARDS:
         return listening
-    url = urlsplit(redis_url)
-    if url.scheme == "unix" or not url.hostname:
+    if not redis.addresses:
         return "127.0.0.1"
-    family, _, _, _, address = socket.getaddrinfo(url.hostname, url.port or 6379, type=socket.SOCK_DGRAM)[0]
+    towards = redis.addresses[0]
+    family, _, _, _, address = socket.getaddrinfo(towards.host, towards.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         # Sends nothing: the kernel only looks up the route.
         probe.connect(address)

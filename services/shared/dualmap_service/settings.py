@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import SettingsError
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
@@ -24,7 +25,6 @@ PositiveShare = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-RedisUrl = Annotated[str, msgspec.Meta(pattern="^(redis|rediss|unix)://")]
 CollectorUrl = Annotated[str, msgspec.Meta(pattern="^$|^https?://")]
 
 SERVICES = ("router", "worker", "rebalancer")
@@ -39,13 +39,9 @@ _IN_TEXT = (
 )
 
 
-class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
+class SharedSettings(AccessSettings, frozen=True, kw_only=True):
     """What every service is told."""
 
-    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
-    """Redis or Valkey: redis://, rediss:// (TLS) or unix://, with user and password as needed."""
-    pool: str = "default"
-    """The instances that serve one model; part of every Redis key."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     """json, or text for a terminal."""
@@ -55,7 +51,7 @@ class SharedSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the requests whose caller does not say; failures and missed objectives leave a span anyway."""
 
 
-T = TypeVar("T", bound=SharedSettings)
+T = TypeVar("T", bound=AccessSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +93,19 @@ def load_settings(
                 origins[name] = variable
         flag = (flags or {}).get(name)
         if flag is not None:
-            label = "--" + name.replace("_", "-")
-            values[name] = _convert(name, flag, field.type, label)
-            origins[name] = label
+            origins[name] = "--" + name.replace("_", "-")
+            values[name] = _convert(name, flag, field.type, origins[name])
     unknown = set(flags or {}) - set(fields)
     if unknown:
         raise SettingsError(f"unknown setting {sorted(unknown)[0]!r}{_nearest(sorted(unknown)[0], fields)}")
-    return Loaded(kind(**values), origins)
+    settings = kind(**values)
+
+    def label(name: str) -> str:
+        owner = "" if name in shared else f"{service}_"
+        return origins[name] if name in values else f"DUALMAP_{owner}{name}".upper()
+
+    settings.check(label)
+    return Loaded(settings, origins)
 
 
 def _from_kubernetes(name: str, value: str) -> bool:

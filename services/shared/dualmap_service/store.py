@@ -11,10 +11,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from redis.asyncio.connection import Connection, ConnectionPool
+from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreError, StoreUnavailableError
+from dualmap_service.redis_servers import make_servers
 from dualmap_service.store_pipeline import Pipeline
 from dualmap_wire.redis_functions import function_name, library
 
@@ -30,10 +32,8 @@ _SILENCE_S = 3.0
 class Store:
     """The shared state of a pool, as this process reaches it."""
 
-    def __init__(self, url: str, client_name: str, deadline_s: float = 1.0) -> None:
-        self._pool = ConnectionPool.from_url(
-            url, protocol=2, socket_connect_timeout=2.0, client_name=client_name, retry=None
-        )
+    def __init__(self, settings: AccessSettings, client_name: str, deadline_s: float = 1.0) -> None:
+        self._servers = make_servers(settings, client_name)
         self._deadline_s = deadline_s
         self._pipeline: Pipeline | None = None
         self._misses = 0
@@ -65,7 +65,7 @@ class Store:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, *self._background, return_exceptions=True)
-        await self._pool.disconnect()
+        await self._servers.close()
 
     # Calls
 
@@ -146,14 +146,11 @@ class Store:
         """Connect, serve until the connection is lost, and again."""
         backoff_s = 0.05
         while True:
-            connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    await connection.connect()  # type: ignore[no-untyped-call]
-                    await self._load_library(connection)
+                    connection = await self._connect()
             except Exception as exc:  # noqa: BLE001 - also what uvloop makes of a connection that dies under redis-py
-                await connection.disconnect(nowait=True)
-                log.warning("store.unreachable", extra={"error": str(exc)[:200]})
+                log.warning("store.unreachable", extra={"error": (str(exc) or "no answer in time")[:200]})
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
                 continue
@@ -161,12 +158,14 @@ class Store:
             pipeline = self._pipeline = Pipeline(connection, self._answered)
             self._misses = 0
             self._connected_once.set()
-            log.info("store.connected")
+            log.info("store.connected", extra={"server": _name(connection)})
             for callback in self.on_connect:
                 callback()
+            displaced = asyncio.ensure_future(self._servers.displaced())
             try:
-                await pipeline.lost
+                await asyncio.wait((pipeline.lost, displaced), return_when=asyncio.FIRST_COMPLETED)
             finally:
+                displaced.cancel()
                 self._pipeline = None
                 pipeline.close()
                 await connection.disconnect(nowait=True)
@@ -175,14 +174,30 @@ class Store:
     def _answered(self) -> None:
         self._misses = 0
 
+    async def _connect(self) -> Connection:
+        """A connection to the server that holds the pool, with the library in it."""
+        connection = await self._servers.connect()
+        try:
+            await self._load_library(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
     async def _load_library(self, connection: Connection) -> None:
-        """Put this release's functions where they are missing."""
+        """Put this release's functions where they are missing; a replica refuses it, whatever it holds."""
         await connection.send_command("FUNCTION", "LOAD", library()[1])
         try:
             await connection.read_response(disable_decoding=True)
         except ResponseError as exc:
             if "already exists" not in str(exc):
                 raise
+
+
+def _name(connection: Connection) -> str:
+    """What a log calls the server."""
+    host = getattr(connection, "host", None)
+    return f"{host}:{connection.port}" if host is not None else str(getattr(connection, "path", ""))
 
 
 def _died(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,10 @@ from redis.asyncio.connection import Connection
 
 from dualmap_service.errors import StoreError, StoreUnavailableError
 
+_BETWEEN = ("ASK ", "TRYAGAIN ")
+"""The pool's slot is on its way to another node, key by key: nobody can answer for all of it (docs/decisions/0019)."""
+_AWAY = (*_BETWEEN, "MOVED ", "CLUSTERDOWN ", "READONLY ", "MASTERDOWN ", "NOREPLICAS ", "LOADING ")
+"""What a server says that cannot serve the pool now, though another might."""
 _LINGER_S = 0.01
 """Posts wait this long for a call to leave with: a write of their own costs a system call and two wake-ups."""
 
@@ -110,10 +114,13 @@ class Pipeline(asyncio.Protocol):
         if timer is not None:
             timer.cancel()
         if isinstance(reply, hiredis.ReplyError):
+            says = str(reply)
+            away = says.startswith(_AWAY)
             if future is not None and not future.done():
-                future.set_exception(StoreError(str(reply)))
-            if "Function not found" in str(reply):
-                # FUNCTION FLUSH, or a replica without it took over: connecting again loads it.
+                future.set_exception(StoreUnavailableError(says) if away else StoreError(says))
+            if "Function not found" in says or (away and not says.startswith(_BETWEEN)):
+                # FUNCTION FLUSH, a replica without the library took over, or another server holds the pool now:
+                # connecting again loads it, or finds that server.
                 self.close()
         elif future is not None and not future.done():
             future.set_result(reply)

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from dualmap.admission import Admission
 from dualmap_service.addresses import advertised_host
+from dualmap_service.grpc_access import grpc_access
 from dualmap_service.lifecycle import Background, ServiceFailedError, every, wait_for
 from dualmap_service.registry import Lease
 from dualmap_service.store import Store
@@ -69,7 +70,7 @@ class WorkerApp:
             settings.preempt_rule(),
             settings.step_tokens,
         )
-        self._publisher = Publisher(settings.host, settings.telemetry_port)
+        self._publisher = Publisher(settings.host, settings.telemetry_port, settings.publishing())
         instance = settings.instance or socket.gethostname()
         self._tracing = Tracing("worker", instance, settings.trace_endpoint, settings.trace_share)
         self._presence = Presence()
@@ -102,7 +103,7 @@ class WorkerApp:
             registration = await self._register(await self._listen())
             if registration is None:
                 return
-            store = Store(settings.redis_url, f"dualmap-worker-{registration.instance}")
+            store = Store(settings, f"dualmap-worker-{registration.instance}")
             if not await store.start():
                 log.warning("worker.starts_without_store")
             lease = self._presence.lease = Lease(store, registration)
@@ -143,7 +144,7 @@ class WorkerApp:
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
         await self._presence.set_serving(False)
         try:
-            port = self._server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+            port = grpc_access(settings).listen(self._server, f"{settings.host}:{settings.grpc_port}")
         except RuntimeError as exc:
             raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.grpc_port}: {exc}") from exc
         await self._server.start()
@@ -156,7 +157,7 @@ class WorkerApp:
         if met is None:
             return None
         info, kv_tokens = met
-        host = advertised_host(settings.advertise_host, settings.host, settings.redis_url)
+        host = advertised_host(settings.advertise_host, settings.host, settings.redis_place())
         return Registration(
             instance=settings.instance or f"{socket.gethostname()}-{grpc_port}",
             pool=settings.pool,

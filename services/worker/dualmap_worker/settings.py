@@ -4,6 +4,9 @@ from typing import Literal
 
 from dualmap.preempt import PreemptRule
 from dualmap.queue_order import OrderName, OrderRule
+from dualmap_service.credentials import Label
+from dualmap_service.curve import CurvePublishing, InTheClear, Publishing, check_clients
+from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, PositiveShare, Share, SharedSettings
 
 DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
@@ -84,6 +87,24 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """Bytes that may wait for one router before its engine streams are read no further."""
     report_period_s: Positive = 0.1
     drain_s: NonNegative = 30.0
+    curve_clients_dir: str = ""
+    """With CURVE keys: a folder with the public keys, NAME.key, of who may listen to telemetry."""
+
+    def check(self, label: Label) -> None:
+        """Raise SettingsError for what cannot be used."""
+        SharedSettings.check(self, label)
+        if bool(self.curve_key_file) != bool(self.curve_clients_dir):
+            raise SettingsError(
+                f"{label('curve_key_file')} and {label('curve_clients_dir')} go together: who may listen?"
+            )
+        if self.curve_clients_dir:
+            check_clients(self.curve_clients_dir, label("curve_clients_dir"))
+
+    def publishing(self) -> Publishing:
+        """Who may listen to telemetry."""
+        if not self.curve_key_file:
+            return InTheClear()
+        return CurvePublishing(self.curve_key_file, self.curve_clients_dir)
 
     def order_rule(self) -> OrderRule:
         """The order of the admission queue."""

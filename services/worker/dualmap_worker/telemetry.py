@@ -7,6 +7,7 @@ from collections.abc import Callable
 import zmq
 
 from dualmap.admission import Admission
+from dualmap_service.curve import Publishing
 from dualmap_wire.telemetry import QUEUE_TOPIC, QueuedReport, QueueReport, RunningReport, encode_report
 from dualmap_worker.ownership import KvState
 from dualmap_worker.relay import Requests
@@ -20,11 +21,12 @@ _MIN_GAP_S = 0.02
 class Publisher:
     """A PUB socket. A slow or absent subscriber loses messages, never slows the worker."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, access: Publishing) -> None:
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, 1000)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._unguard = access.guard(self._context, self._socket)
         if port:
             self._socket.bind(f"tcp://{host}:{port}")
             self.port = port
@@ -61,6 +63,7 @@ class Publisher:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close(0)
+        self._unguard()
         self._context.term()
 
 

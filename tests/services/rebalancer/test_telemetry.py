@@ -8,6 +8,7 @@ import pytest
 
 from dualmap_rebalancer.metrics import Metrics
 from dualmap_rebalancer.telemetry import Telemetry
+from dualmap_service.curve import InTheClear
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import QUEUE_TOPIC, RunningReport, encode_report
@@ -20,7 +21,7 @@ from .recording_worker import POOL, RecordingWorker, queued
 class Ears:
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.telemetry = Telemetry(POOL, self.metrics)
+        self.telemetry = Telemetry(POOL, self.metrics, InTheClear())
 
     def follow(self, *workers: RecordingWorker, address: str | None = None) -> None:
         members = {}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class Served:
     refused: list[ApiError] = field(default_factory=list)
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator["Client"]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Client"]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=tls)
         try:
             yield Client(reader, writer)
         finally:
@@ -43,11 +44,14 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    handler: Handler = echo, limits: HttpLimits = LIMITS, enter: Enter = OPEN.enter
+    handler: Handler = echo,
+    limits: HttpLimits = LIMITS,
+    enter: Enter = OPEN.enter,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Served]:
     refused: list[ApiError] = []
     server = HttpServer(handler, limits, refused.append, enter)
-    served = Served(server, await server.start("127.0.0.1", 0), refused)
+    served = Served(server, await server.start("127.0.0.1", 0, tls), refused)
     try:
         async with asyncio.timeout(60):
             yield served

@@ -7,6 +7,7 @@ import pytest
 
 from dualmap.types import ChoiceRequest, ChoiceRule, PrefillSpeed
 from dualmap_router.charges import Charges
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreUnavailableError
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -223,7 +224,7 @@ async def test_a_router_that_starts_again_tells_its_predecessors_charges_from_it
 
 
 async def test_without_a_store_nothing_is_reconciled(store: EmbeddedStore) -> None:
-    charges = Charges(Store(store.url, "never started"), "p", "r")
+    charges = Charges(Store(AccessSettings(redis_url=store.url), "never started"), "p", "r")
     charge_id = charges.open()
     charges.booked(charge_id, "a", 1.0, True)
     assert await charges.reconcile() == 0

@@ -17,6 +17,8 @@ from dualmap_router.request import InferenceRequest
 from dualmap_router.resumer import Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_service.access import AccessSettings
+from dualmap_service.grpc_access import PlainGrpc
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -145,7 +147,7 @@ async def test_the_same_prompt_meets_its_cache(shared: Store) -> None:
 
 
 async def test_without_a_store_the_rings_decide(store: EmbeddedStore) -> None:
-    placement = a_placement(Store(store.url, "never started"), max_wait_s=1.0)
+    placement = a_placement(Store(AccessSettings(redis_url=store.url), "never started"), max_wait_s=1.0)
     prompt = a_prompt(placement)
     placed = [await placement.place(prompt, 5.0, RULE) for _ in range(4)]
     assert {one.shared for one in placed} == {False}
@@ -212,7 +214,7 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     placement.charges.release(placed.charge_id)
     assert (placed.instance, placed.backup) == (first, second)
     assert placed.backup_cached_tokens == int(3 * prompt.chunk_tokens)
-    sessions = Sessions("r", "p", 1 << 20, lambda: None)
+    sessions = Sessions("r", "p", 1 << 20, lambda: None, PlainGrpc())
     resumer = Resumer(placement, Models())
     pilot = Pilot(placement, sessions, RouterMetrics(), resumer, max_attempts=1, timeout_s=1.0)
     flight = Flight("id", "POST", "/v1/completions", "/v1/completions", [], b"", 0.0, NoSink(), prompt=prompt)

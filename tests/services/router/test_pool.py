@@ -13,6 +13,7 @@ from dualmap_router.placement import Placement
 from dualmap_router.pool import Pool
 from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
+from dualmap_service.access import AccessSettings
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import Registration
@@ -62,7 +63,7 @@ def test_an_adapter_that_has_come_everywhere_is_no_exception() -> None:
 
 
 def a_placement() -> Placement:
-    store = Store("redis://127.0.0.1:1", "never started")
+    store = Store(AccessSettings(redis_url="redis://127.0.0.1:1"), "never started")
     placement = Placement(RouterSettings(pool="p"), "r", store, Charges(store, "p", "r"))
     placement.pool.update(membership(), set(NAMES))
     return placement

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from dualmap_service.addresses import advertised_host
+from dualmap_service.redis_url import parse_redis_url
 
 
 @pytest.mark.parametrize(
@@ -16,10 +17,11 @@ from dualmap_service.addresses import advertised_host
         ("", "0.0.0.0", "redis://user:p%40ss@127.0.0.2/0", "127.0.0.1"),
         ("", "::", "redis://localhost:1/0", None),
         ("", "", "unix:///run/redis.sock", "127.0.0.1"),
+        ("", "0.0.0.0", "redis+sentinel://127.0.0.1:26379,elsewhere/main", "127.0.0.1"),
     ],
 )
 def test_the_registered_host(given: str, listening: str, redis_url: str, host: str | None) -> None:
-    found = advertised_host(given, listening, redis_url)
+    found = advertised_host(given, listening, parse_redis_url(redis_url))
     assert found in ("127.0.0.1", "[::1]") if host is None else found == host
 
 
@@ -30,4 +32,4 @@ def test_redis_elsewhere_gives_the_address_of_the_way_there() -> None:
         except OSError:
             pytest.skip("this machine has no route beyond itself")
         expected = probe.getsockname()[0]
-    assert advertised_host("", "0.0.0.0", "redis://192.0.2.1:6379/0") == expected
+    assert advertised_host("", "0.0.0.0", parse_redis_url("redis://192.0.2.1:6379/0")) == expected

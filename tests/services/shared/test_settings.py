@@ -120,6 +120,9 @@ def test_secrets_are_masked() -> None:
     rows = {name: value for name, value, _ in load_settings(RouterSettings, "router", environ).rows()}
     assert rows["redis_url"] == "rediss://***@host:1/0"
     assert rows["hash_secret"] == "(set)"
+    environ = {"DUALMAP_REDIS_URL": "redis://host:1/0?password=pass", "DUALMAP_REDIS_SENTINEL_PASSWORD": "p"}
+    rows = {name: value for name, value, _ in load_settings(RouterSettings, "router", environ).rows()}
+    assert (rows["redis_url"], rows["redis_sentinel_password"]) == ("redis://host:1/0?password=***", "(set)")
     rows = {name: value for name, value, _ in load_settings(WorkerSettings, "worker", {}).rows()}
     assert rows["engine_api_key"] == "(not set)"
     assert rows["redis_url"] == "redis://127.0.0.1:6379/0"

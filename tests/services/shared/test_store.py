@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from redis.asyncio.connection import Connection
 
+from dualmap_service.access import AccessSettings
 from dualmap_service.errors import StoreError, StoreUnavailableError
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -24,7 +25,7 @@ KEYS = PoolKeys("p")
 
 @pytest.fixture
 async def shared(store: EmbeddedStore) -> AsyncIterator[Store]:
-    connection = Store(store.url, "test", deadline_s=0.2)
+    connection = Store(AccessSettings(redis_url=store.url), "test", deadline_s=0.2)
     assert await connection.start()
     yield connection
     await connection.close()
@@ -122,7 +123,7 @@ async def test_a_library_that_is_flushed_comes_back(shared: Store) -> None:
 async def test_the_library_of_another_release_stays(shared: Store, store: EmbeddedStore) -> None:
     other = "#!lua name=dualmap_other\nredis.register_function('f', function() return 1 end)"
     await shared.command("FUNCTION", "LOAD", other)
-    second = Store(store.url, "second")
+    second = Store(AccessSettings(redis_url=store.url), "second")
     assert await second.start()
     listed = await second.command("FUNCTION", "LIST")
     await second.close()
@@ -131,7 +132,7 @@ async def test_the_library_of_another_release_stays(shared: Store, store: Embedd
 
 async def test_it_starts_without_a_store_and_finds_it_later(store: EmbeddedStore) -> None:
     store.kill()
-    connection = Store(store.url, "test")
+    connection = Store(AccessSettings(redis_url=store.url), "test")
     try:
         assert not await connection.start(wait_s=0.1)
         with pytest.raises(StoreUnavailableError):
@@ -151,7 +152,7 @@ async def test_posts_are_lost_in_silence(shared: Store, store: EmbeddedStore) ->
 
 
 async def test_a_connection_that_falls_silent_while_the_last_one_is_still_asked(store: EmbeddedStore) -> None:
-    shared = Store(store.url, "test", deadline_s=5.0)
+    shared = Store(AccessSettings(redis_url=store.url), "test", deadline_s=5.0)
     assert await shared.start()
 
     async def until_silent() -> None:
@@ -187,7 +188,7 @@ async def test_a_connection_that_fails_in_an_unforeseen_way_is_tried_again(
         await connect(self)
 
     monkeypatch.setattr(Connection, "connect", fail_first)
-    client = Store(store.url, "test")
+    client = Store(AccessSettings(redis_url=store.url), "test")
     try:
         assert await client.start()
         assert failures < 0
@@ -206,7 +207,7 @@ def test_connections_that_break_while_they_are_made(store: EmbeddedStore) -> Non
             seen += 1
             if seen <= 7:
                 # Reset in the middle of the handshake, at another point each time.
-                for _ in range(seen // 2):
+                for _ in range(seen // 4):
                     await reader.read(65536)
                     writer.write(b"+OK\r\n")
                 raw = writer.get_extra_info("socket")
@@ -222,7 +223,9 @@ def test_connections_that_break_while_they_are_made(store: EmbeddedStore) -> Non
             writer.close()
 
         proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
-        client = Store(f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0", "test")
+        client = Store(
+            AccessSettings(redis_url=f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0"), "test"
+        )
         try:
             assert await client.start(wait_s=30.0)
             assert seen > 7
@@ -255,7 +258,7 @@ async def test_a_connection_that_goes_silent_is_replaced(store: EmbeddedStore) -
 
     proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = proxy.sockets[0].getsockname()[1]
-    client = Store(f"redis://127.0.0.1:{port}/0", "test", deadline_s=0.2)
+    client = Store(AccessSettings(redis_url=f"redis://127.0.0.1:{port}/0"), "test", deadline_s=0.2)
     try:
         assert await client.start()
         assert await client.command("PING") == b"PONG"
