@@ -54,7 +54,7 @@ async def guarded(guarded_stack: Stack, http: aiohttp.ClientSession) -> AsyncIte
 
 PATHS = [
     ("POST", CHAT), ("POST", TEXT), ("GET", "/v1/models"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"),
-    ("GET", "/version"), ("POST", "/debug/explain"), ("GET", "/"), ("GET", "/nothing"), ("POST", "/metrics"),
+    ("GET", "/version"), ("POST", "/debug/explain"), ("POST", "/"), ("GET", "/nothing"), ("POST", "/metrics"),
     ("OPTIONS", CHAT), ("GET", "/healthz/../v1/models"),
 ]  # fmt: skip
 
