@@ -140,8 +140,9 @@ class Stack:
         return name
 
     def start_again(self, name: str) -> str:
-        """Start a part that has ended as it was started; its log begins anew."""
-        (self.logs / f"{name}.log").replace(self.logs / f"{name}.earlier.log")
+        """Start a part that has ended as it was started; its log begins anew, and the earlier ones are kept."""
+        earlier = sum(1 for _ in self.logs.glob(f"{name}.*.log"))
+        (self.logs / f"{name}.log").replace(self.logs / f"{name}.{earlier + 1}.log")
         return self._child(name, *self._commands[name])
 
     async def start_engines(self, count: int, *flags: str) -> list[str]:

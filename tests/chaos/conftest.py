@@ -1,6 +1,8 @@
 """One world for all tests of a session; a test that fails leaves it to nobody else."""
 
+import shutil
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--schedules", type=int, default=2, help="Random schedules of faults.")
     group.addoption("--seconds", type=float, default=20.0, help="How long each of them lasts.")
     group.addoption("--seed", type=int, default=1, help="The first one's seed; the others follow.")
+    group.addoption("--logs", type=Path, help="A folder that gets every part's log.")
     group.addoption("--long", action="store_true", help="Measured scenarios at full length (60 s faults).")
 
 
@@ -25,8 +28,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 class _Keeper:
     """Starts the world anew when a test has broken it."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path | None) -> None:
         self._world: World | None = None
+        self._logs = logs
 
     async def world(self) -> World:
         if self._world is not None and self._world.broken:
@@ -38,12 +42,14 @@ class _Keeper:
     async def stop(self) -> None:
         world, self._world = self._world, None
         if world is not None:
+            if self._logs is not None:
+                shutil.copytree(world.logs, self._logs, dirs_exist_ok=True)
             await world.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def keeper() -> AsyncIterator[_Keeper]:
-    keeper = _Keeper()
+async def keeper(request: pytest.FixtureRequest) -> AsyncIterator[_Keeper]:
+    keeper = _Keeper(request.config.getoption("--logs"))
     try:
         yield keeper
     finally:

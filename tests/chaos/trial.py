@@ -95,12 +95,14 @@ class Outcome:
         errors = Counter(record.error for record in self.records if record.error is not None)
         retried = Counter(error for record in self.records for error in record.retried)
         continued = sum(record.ok and record.reason == "retry" for record in self.records)
+        slowest_s = max((record.e2e_s or 0.0 for record in self.records), default=0.0)
         attained = sum(record.within_slo for record in self.records) / max(len(self.records), 1)
         return [
             *map(str, self.happened),
             f"sent {len(self.records)}  answered {answered}  lost {len(self.lost)}"
             f"  duplicated {len(self.duplicated)}  wrong {len(self.wrong)}  errors {dict(errors)}",
             f"asked again {dict(retried)}  resubmitted {continued}  in time {attained:.1%}"
+            f"  slowest {slowest_s:.1f} s"
             f"  CPU {self.cpu_share:.0%}  left {self.left or 'nothing'}",
         ]
 
