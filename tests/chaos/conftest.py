@@ -3,11 +3,15 @@
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from .trial import Outcome, summary
 from .world import World
+
+SCHEDULES = pytest.StashKey[list[Outcome]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +27,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "schedule_seed" in metafunc.fixturenames:
         first, count = metafunc.config.getoption("--seed"), metafunc.config.getoption("--schedules")
         metafunc.parametrize("schedule_seed", range(first, first + count))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    outcomes = config.stash.get(SCHEDULES, [])
+    if outcomes:
+        terminalreporter.section("schedules")
+        terminalreporter.write_line(summary(outcomes))
 
 
 class _Keeper:

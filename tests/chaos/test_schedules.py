@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from .conftest import SCHEDULES
 from .trial import make_lanes, run_trial
 from .world import World
 
@@ -17,4 +18,5 @@ async def test_a_schedule(
     lanes = make_lanes(schedule_seed, seconds, world)
     outcome = await run_trial(world, lanes, seconds, schedule_seed)
     say(f"schedule --seed {schedule_seed} --seconds {seconds:g}", *outcome.lines())
+    request.config.stash.setdefault(SCHEDULES, []).append(outcome)
     outcome.check()

@@ -117,6 +117,21 @@ class Outcome:
         assert not self.left, self.left
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """All trials together in a line or two."""
+    records = [record for outcome in outcomes for record in outcome.records]
+    kinds = Counter(type(one.fault).__name__ for outcome in outcomes for one in outcome.happened)
+
+    def total(name: str) -> int:
+        return sum(len(getattr(outcome, name)) for outcome in outcomes)
+
+    return (
+        f"{len(outcomes)} schedules, {sum(kinds.values())} faults of {len(kinds)} kinds, {len(records)} requests: "
+        f"lost {total('lost')}, duplicated {total('duplicated')}, wrong {total('wrong')}, "
+        f"unexcused errors {total('unexcused')}, not back to zero {sum(bool(o.left) for o in outcomes)}"
+    )
+
+
 async def run_trial(
     world: World, lanes: Sequence[Lane], seconds: float, seed: int = 0, mix: Mix = MIX
 ) -> Outcome:

@@ -183,10 +183,11 @@ class RestartEverything(Fault):
         for name in (*world.routers, *world.rebalancers, *world.workers):
             await restart(world, name)
             await recovered(world, name)
-        # An engine restarts as its worker's sidecar does: nobody is left on it.
         for worker in world.workers:
             await restart(world, world.engine_of(worker))
             await recovered(world, worker)
+        assert world.store is not None
+        await world.store.restart()
 
 
 async def recovered(world: World, name: str) -> None:

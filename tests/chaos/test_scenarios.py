@@ -1,0 +1,183 @@
+"""Measured: the store down for long, ten times the load, and a rolling restart. `--long` for their full length."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from dualmap_cli.load import RequestRecord
+from dualmap_sim.engine.profile import EngineProfile
+from dualmap_wire.redis_keys import PoolKeys
+
+from ..integration.load_checks import fetch, metric, prompts, until, within_slo
+from . import faults
+from .load import Mix, ask
+from .rest import Footprint, settle
+from .trial import Planned, run_trial
+from .world import OPTIONS, World, with_flags
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
+
+TOKENS = 6000
+OWN_S = EngineProfile().prefill_s(TOKENS)
+"""Prefill seconds of each request here: long ones, so that engines are busy and this machine is not."""
+
+
+def rate_of(world: World, load: float) -> float:
+    """Requests per second that are this share of what the engines can prefill."""
+    return load * world.options.workers / OWN_S
+
+
+async def attempt(world: World, name: str, load: float, seconds: float) -> list[RequestRecord]:
+    """Distinct prompts at a share of the fleet's capacity; no client asks twice."""
+    rate_req_s = rate_of(world, load)
+    return await ask(
+        world, [(prompts(name, rate_req_s, int(rate_req_s * seconds), TOKENS, 8), True)], retries=0
+    )
+
+
+def later(records: Sequence[RequestRecord], from_s: float, to_s: float = float("inf")) -> list[RequestRecord]:
+    """Those that were due in a time."""
+    return [record for record in records if from_s <= record.due_s < to_s]
+
+
+async def test_the_store_is_down_for_long_at_seven_tenths_load(
+    world: World, say: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
+    calm_s, down_s, after_s = 10.0, 60.0 if request.config.getoption("--long") else 10.0, 14.0
+    assert world.store is not None
+    before = Footprint.of(world)
+    load = asyncio.create_task(attempt(world, f"down{time.time()}", 0.7, calm_s + down_s + after_s))
+    try:
+        await asyncio.sleep(calm_s)
+        world.store.kill()
+        await asyncio.sleep(down_s)
+        await world.store.restart()
+        back_s = time.monotonic()
+        await until(lambda: _charges_are_true(world), 10.0, "charges as the routers hold them")
+        true_s = time.monotonic() - back_s
+        await world.whole(10.0 - true_s)
+        whole_s = time.monotonic() - back_s
+        records = await load
+    finally:
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
+    shares = [
+        within_slo(later(records, *span))
+        for span in ((2.0, calm_s), (calm_s, calm_s + down_s), (calm_s + down_s + 4.0, float("inf")))
+    ]
+    failed = Counter(record.error for record in records if record.error is not None)
+    say(
+        f"store down {down_s:g} s at 70 % load: {len(records)} requests, failed {dict(failed)}",
+        "in time before {:.1%}, meanwhile {:.1%}, after {:.1%}".format(*shares),
+        f"charges true {true_s:.1f} s, everything whole {whole_s:.1f} s after its return",
+    )
+    assert not failed
+    assert shares[1] > shares[0] - 0.1
+    assert shares[2] > shares[0] - 0.1
+    assert not await settle(world, before)
+
+
+async def _charges_are_true(world: World) -> bool:
+    """Whether the store holds what the routers hold, and its totals are the sums of that."""
+    keys = PoolKeys(world.options.pool)
+    live = [int(await metric(url, "dualmap_live_charges")) for url in world.router_urls]
+    async with world.redis() as redis:
+        held = [await redis.hgetall(keys.router_charges(router)) for router in world.routers]
+        totals = await redis.hgetall(keys.charges)
+        known = await redis.hlen(keys.instances)
+    booked = [charge.split() for charges in held for charge in charges.values()]
+    sums: Counter[bytes] = Counter()
+    for kind, cost_us, instance in booked:
+        sums[kind + b":" + instance] += int(cost_us)
+    return (
+        known == len(world.workers)
+        and [len(charges) for charges in held] == live
+        and {name: int(us) for name, us in totals.items()} == sums
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shedding() -> AsyncIterator[World]:
+    """A world whose routers turn away what would wait for more than half of its objective."""
+    async with World(with_flags(OPTIONS, router_flags={"shed_at": 0.5})) as world:
+        yield world
+
+
+async def test_ten_times_the_load_leaves_who_is_let_in_in_time(
+    shedding: World, say: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
+    world, flood_s, after_s = shedding, 60.0 if request.config.getoption("--long") else 15.0, 16.0
+    await world.whole()
+    before = Footprint.of(world)
+    peak: Counter[str] = Counter()
+
+    async def watch() -> None:
+        while True:
+            for name, rss in Footprint.of(world).rss.items():
+                peak[name] = max(peak[name], rss)
+            await asyncio.sleep(0.5)
+
+    watching = asyncio.create_task(watch())
+    try:
+        calm = asyncio.create_task(attempt(world, "calm", 0.5, flood_s + after_s))
+        flood = asyncio.create_task(attempt(world, "flood", 10.0, flood_s))
+        await asyncio.sleep(flood_s / 2)
+        retry_after = await _retry_after(world)
+        flooded = await flood
+        records = [*await calm, *flooded]
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    during = later(records, 0.0, flood_s)
+    admitted = [record for record in during if record.error != "http_429"]
+    shed = len(during) - len(admitted)
+    failed = Counter(record.error for record in admitted if record.error is not None)
+    recovered = later(records, flood_s + 10.0)
+    growth_mb = {name: (rss - before.rss[name]) / 2**20 for name, rss in peak.items()}
+    most = max(growth_mb, key=lambda name: growth_mb[name])
+    say(
+        f"10x load for {flood_s:g} s: {len(during)} requests, {shed} refused (Retry-After {retry_after} s), "
+        f"{len(admitted)} let in, {within_slo(admitted):.1%} of them in time, failed {dict(failed)}",
+        f"let in {len(admitted) * OWN_S / flood_s / world.options.workers:.0%} of capacity; "
+        f"most growth {most} {growth_mb[most]:.0f} MB",
+        f"from 10 s after it: {within_slo(recovered):.1%} of {len(recovered)} in time",
+    )
+    assert shed > 5 * len(admitted)
+    assert not failed
+    assert within_slo(admitted) >= 0.9
+    assert retry_after and min(retry_after) >= 1
+    assert len(admitted) * OWN_S > 0.7 * flood_s * world.options.workers, "shedding must not idle the engines"
+    assert all(grown < 100 for grown in growth_mb.values())
+    assert recovered and all(record.ok for record in recovered) and within_slo(recovered) > 0.95
+    assert not await settle(world, before)
+
+
+async def _retry_after(world: World) -> list[int]:
+    """What refusals say about when to come back."""
+    found = []
+    async with aiohttp.ClientSession() as http:
+        for number in range(10):
+            body = {"model": "sim-model", "prompt": f"{number} " + "knock " * 4000, "max_tokens": 1}
+            async with http.post(f"{world.router_urls[0]}/v1/completions", json=body) as answer:
+                if answer.status == 429:
+                    found.append(int(answer.headers["retry-after"]))
+    return found
+
+
+async def test_everything_restarts_under_load_and_nobody_notices(
+    world: World, say: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
+    everything = faults.RestartEverything()
+    starts = {name: child.pid for name, child in world.children.items()}
+    outcome = await run_trial(world, [[Planned(2.0, 0.0, everything)]], 45.0, mix=Mix(4, 1, 1))
+    say("rolling restart", *outcome.lines())
+    outcome.check()
+    assert all(world.children[name].pid != pid for name, pid in starts.items())
+    # Asked again is only what a router had not begun.
+    assert not any("cut" in record.retried for record in outcome.records)
+    assert await fetch(f"{world.router_urls[0]}/readyz")
