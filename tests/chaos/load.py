@@ -23,17 +23,24 @@ class Mix:
     wholes: float = 1.5
     longs: float = 0.5
 
-    def workloads(self, seconds: float, seed: int) -> list[tuple[Sequence[TimedRequest], bool]]:
-        """(requests, streamed) workloads; the same seed asks the same."""
-        return [
-            (make_workload("chat", Traffic(self.chats, duration_s=seconds, seed=seed), _CHATS), True),
-            (prompts(f"whole{seed}", self.wholes, int(self.wholes * seconds), 600, 20, seed), False),
+    def workloads(self, seconds: float, seed: int) -> "Workloads":
+        """What to send; the same seed asks the same."""
+        workloads: list[tuple[Sequence[TimedRequest], bool]] = []
+        if self.chats:
+            traffic = Traffic(self.chats, duration_s=seconds, seed=seed)
+            workloads.append((make_workload("chat", traffic, _CHATS), True))
+        if self.wholes:
+            count = int(self.wholes * seconds)
+            workloads.append((prompts(f"whole{seed}", self.wholes, count, 600, 20, seed), False))
+        if self.longs:
             # Seconds long each: whatever happens, some are in their middle.
-            (prompts(f"long{seed}", self.longs, int(self.longs * seconds), 200, 250, seed), True),
-        ]
+            count = int(self.longs * seconds)
+            workloads.append((prompts(f"long{seed}", self.longs, count, 200, 250, seed), True))
+        return workloads
 
 
 Workloads = Sequence[tuple[Sequence[TimedRequest], bool]]
+"""(requests, streamed) workloads."""
 
 
 async def ask(world: World, workloads: Workloads, retries: int = 8) -> list[RequestRecord]:
