@@ -17,7 +17,7 @@ SCHEDULES = pytest.StashKey[list[Outcome]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
     group.addoption("--schedules", type=int, default=2, help="Random schedules of faults.")
-    group.addoption("--seconds", type=float, default=20.0, help="How long each of them lasts.")
+    group.addoption("--seconds", type=float, default=15.0, help="How long each of them lasts.")
     group.addoption("--seed", type=int, default=1, help="The first one's seed; the others follow.")
     group.addoption("--logs", type=Path, help="A folder that gets every part's log.")
     group.addoption("--long", action="store_true", help="Measured scenarios at full length (60 s faults).")

@@ -85,7 +85,7 @@ async def test_4_a_standby_leads_within_five_seconds(world: World, fault: type[f
             self.took_s = time.monotonic() - began_s
 
     one = Followed()
-    outcome = await run_trial(world, [[Planned(1.0, 0.5, one)]], 6.0)
+    outcome = await run_trial(world, [[Planned(1.0, 0.5, one)]], 5.0)
     outcome.check()
     assert one.took_s <= _LEADS_S
     assert not any(record.retried for record in outcome.records)

@@ -48,7 +48,8 @@ def later(records: Sequence[RequestRecord], from_s: float, to_s: float = float("
 async def test_the_store_is_down_for_long_at_seven_tenths_load(
     world: World, say: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    calm_s, down_s, after_s = 10.0, 60.0 if request.config.getoption("--long") else 10.0, 14.0
+    long = request.config.getoption("--long")
+    calm_s, down_s, after_s = (10.0, 60.0, 14.0) if long else (7.0, 10.0, 9.0)
     assert world.store is not None
     before = Footprint.of(world)
     load = asyncio.create_task(attempt(world, f"down{time.time()}", 0.7, calm_s + down_s + after_s))
@@ -112,7 +113,7 @@ async def test_ten_times_the_load_leaves_who_is_let_in_in_time(
     shedding: World, say: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
     world, warm_s, after_s = shedding, 6.0, 16.0
-    flood_s = 60.0 if request.config.getoption("--long") else 15.0
+    flood_s = 60.0 if request.config.getoption("--long") else 12.0
     end_s = warm_s + flood_s
     await world.whole()
     before = Footprint.of(world)
@@ -184,7 +185,8 @@ async def test_everything_restarts_under_load_and_nobody_notices(
 ) -> None:
     everything = faults.RestartEverything()
     starts = {name: child.pid for name, child in world.children.items()}
-    outcome = await run_trial(world, [[Planned(2.0, 0.0, everything)]], 45.0, mix=Mix(4, 1, 1))
+    seconds = 60.0 if request.config.getoption("--long") else 25.0
+    outcome = await run_trial(world, [[Planned(2.0, 0.0, everything)]], seconds, mix=Mix(4, 1, 1))
     say("rolling restart", *outcome.lines())
     outcome.check()
     assert all(world.children[name].pid != pid for name, pid in starts.items())
