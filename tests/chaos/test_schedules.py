@@ -15,7 +15,7 @@ async def test_a_schedule(
     world: World, schedule_seed: int, say: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
     seconds = request.config.getoption("--seconds")
-    lanes = make_lanes(schedule_seed, seconds, world)
+    lanes = make_lanes(schedule_seed, seconds, world.counts)
     outcome = await run_trial(world, lanes, seconds, schedule_seed)
     say(f"schedule --seed {schedule_seed} --seconds {seconds:g}", *outcome.lines())
     request.config.stash.setdefault(SCHEDULES, []).append(outcome)

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
 
 from dualmap_cli.load import RequestRecord
 
+from . import faults
 from .faults import Fault
 from .load import Mix, asking
 from .rest import Footprint, settle
@@ -139,10 +140,10 @@ async def run_trial(
     before = Footprint.of(world)
     psutil.cpu_percent()
     happened: list[Happened] = []
-    async with asking(world, mix.workloads(seconds, seed)) as load, asyncio.TaskGroup() as faults:
+    async with asking(world, mix.workloads(seconds, seed)) as load, asyncio.TaskGroup() as running:
         started_s = asyncio.get_running_loop().time()
         for lane in lanes:
-            faults.create_task(_run_lane(world, lane, happened, started_s))
+            running.create_task(_run_lane(world, lane, happened, started_s))
     records = await load
     outcome = Outcome(records, sorted(happened, key=lambda one: one.from_s))
     outcome.cpu_share = psutil.cpu_percent() / 100
@@ -177,10 +178,11 @@ async def _doubled(world: World, outcome: Outcome) -> list[str]:
     return [record.request_id for record in calm if finished[record.request_id] > 1]
 
 
-def make_lanes(seed: int, seconds: float, world: World) -> list[Lane]:
-    """Random faults by a seed: a lane each for instances, routers, the store, rebalancers and clients."""
-    from . import faults
+def make_lanes(seed: int, seconds: float, counts: Mapping[str, int]) -> list[Lane]:
+    """Random faults by a seed: a lane each for instances, routers, the store, rebalancers and clients.
 
+    `counts` says how many there are of each kind of part.
+    """
     kinds = (
         faults.INSTANCE_FAULTS,
         faults.ROUTER_FAULTS,
@@ -188,18 +190,18 @@ def make_lanes(seed: int, seconds: float, world: World) -> list[Lane]:
         faults.REBALANCER_FAULTS,
         faults.CLIENT_FAULTS,
     )
-    return [_make_lane(random.Random(f"{seed}/{i}"), kind, seconds, world) for i, kind in enumerate(kinds)]
+    return [_make_lane(random.Random(f"{seed}/{i}"), kind, seconds, counts) for i, kind in enumerate(kinds)]
 
 
-def _make_lane(rng: random.Random, kinds: Sequence[type[Fault]], seconds: float, world: World) -> Lane:
+def _make_lane(
+    rng: random.Random, kinds: Sequence[type[Fault]], seconds: float, counts: Mapping[str, int]
+) -> Lane:
     lane: list[Planned] = []
     at_s = rng.uniform(1.0, 8.0)
     while at_s < seconds - 4.0:
         kind = rng.choice(kinds)
-        count = {"worker": world.options.workers, "engine": world.options.workers, "router": 2}.get(kind.of)
-        part = f"{kind.of}-{rng.randint(1, count)}" if count else ""
-        fault = kind(part)
-        if hasattr(fault, "resets"):
+        fault = kind(f"{kind.of}-{rng.randint(1, counts[kind.of])}" if kind.of else "")
+        if isinstance(fault, faults.Partition):
             fault.resets = rng.random() < 0.5
         lasts_s = rng.uniform(*kind.lasts_s)
         lane.append(Planned(at_s, lasts_s, fault))

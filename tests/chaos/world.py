@@ -78,6 +78,12 @@ class World(Stack):
         """Where clients reach a router."""
         return self.router_urls[self.routers.index(router)]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind of part."""
+        options = self.options
+        return {"worker": options.workers, "engine": options.workers, "router": options.routers}
+
     # Building
 
     async def start_engines(self, count: int, *flags: str) -> list[str]:
