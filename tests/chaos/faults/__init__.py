@@ -86,6 +86,7 @@ REBALANCER_FAULTS: tuple[type[Fault], ...] = (
     TelemetryIsSwapped,
 )
 
+# Not drawn at random: `Fails` and `Hangs`, which users may see, and `RestartEverything`, which is long.
 CLIENT_FAULTS: tuple[type[Fault], ...] = (
     ClientsVanish,
     ClientsVanishUnanswered,
@@ -93,16 +94,12 @@ CLIENT_FAULTS: tuple[type[Fault], ...] = (
     ConnectionStorm,
 )
 
-VISIBLE_FAULTS: tuple[type[Fault], ...] = (Fails, Hangs)
-"""Not in random schedules: users may see them."""
-
 __all__ = [
     "CLIENT_FAULTS",
     "INSTANCE_FAULTS",
     "REBALANCER_FAULTS",
     "ROUTER_FAULTS",
     "STORE_FAULTS",
-    "VISIBLE_FAULTS",
     "ClientsDawdle",
     "ClientsVanish",
     "ClientsVanishUnanswered",
