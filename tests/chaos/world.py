@@ -1,5 +1,6 @@
 """The whole system as processes, with a link at every joint where a network can fail."""
 
+import asyncio
 import contextlib
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_wire.redis_keys import PoolKeys
@@ -172,9 +174,11 @@ class World(Stack):
             await client.aclose()
 
     async def leader(self) -> str | None:
-        """The rebalancer that holds the lease."""
-        async with self.redis() as redis:
-            name: bytes | None = await redis.get(PoolKeys(self.options.pool).key("leader"))
+        """The rebalancer that holds the lease; None also while the store cannot say."""
+        name: bytes | None = None
+        with contextlib.suppress(RedisError, TimeoutError):
+            async with self.redis() as redis, asyncio.timeout(1.0):
+                name = await redis.get(PoolKeys(self.options.pool).key("leader"))
         return name.decode() if name else None
 
     async def engine_stats(self, worker: str, requests: bool = False) -> dict[str, Any]:
