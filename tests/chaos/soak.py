@@ -6,6 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import psutil
@@ -16,8 +17,9 @@ from dualmap_wire.redis_keys import PoolKeys
 
 from ..integration.load_checks import MODEL, prompts, says_its_own_answer
 from .rest import Footprint, settle
-from .world import World
+from .world import OPTIONS, World
 
+_KV_BLOCKS = 1500
 _WARM_SHARE = 1 / 3
 """The first part of the run, in which caches fill up and allocators settle."""
 _GROWS = {"RSS MB": (2.0, 0.05), "fds": (4.0, 0.1), "store keys": (50.0, 0.2), "store MB": (2.0, 0.1)}
@@ -99,7 +101,9 @@ async def soak(minutes: float, rate_req_s: float, every_s: float) -> bool:
     """Run it; true if everything is flat, answered and at rest."""
     series: Series = defaultdict(list)
     seconds = minutes * 60
-    async with World() as world:
+    # What a worker knows of its engine's cache grows until that is full: let it be full soon.
+    options = replace(OPTIONS, engine_flags=("--kv-blocks", str(_KV_BLOCKS)))
+    async with World(options) as world:
         await world.whole()
         before = Footprint.of(world)
         began_s = time.monotonic()

@@ -109,7 +109,8 @@ async def _charges_are_true(world: World) -> bool:
 @pytest_asyncio.fixture(loop_scope="session")
 async def shedding() -> AsyncIterator[World]:
     """A world whose routers turn away what would wait for more than half of its objective."""
-    slow = replace(OPTIONS, slo_s=10.0, engine_flags=("--profile", SLOW))
+    # A store that this machine keeps waiting would have every router decide by its own bookings alone.
+    slow = replace(OPTIONS, slo_s=10.0, engine_flags=("--profile", SLOW), route_deadline_ms=1000.0)
     async with World(with_flags(slow, router_flags={"shed_at": 0.5})) as world:
         yield world
 
@@ -156,6 +157,7 @@ async def test_ten_times_the_load_leaves_who_is_let_in_in_time(
         f"TTFT p50 {_at(admitted, 0.5):.1f} s, p90 {_at(admitted, 0.9):.1f} s; "
         f"let in {len(admitted) / flood_s / capacity_of(world):.0%} of capacity; "
         f"most growth {most} {growth_mb[most]:.0f} MB",
+        f"decided without the store: {await local_decisions(world):.0f}",
         f"from 10 s after it: {within_slo(recovered):.1%} of {len(recovered)} in time",
     )
     assert shed > len(admitted)
@@ -171,6 +173,11 @@ async def test_ten_times_the_load_leaves_who_is_let_in_in_time(
 def _at(records: Sequence[RequestRecord], share: float) -> float:
     ttfts = sorted(record.ttft_s for record in records if record.ttft_s is not None)
     return ttfts[int(share * (len(ttfts) - 1))]
+
+
+async def local_decisions(world: World) -> float:
+    """How many placements routers made alone since they started."""
+    return sum([await metric(url, "dualmap_local_decisions_total") for url in world.router_urls])
 
 
 async def _retry_after(world: World) -> list[int]:
