@@ -172,3 +172,14 @@ async def test_9_what_is_told_to_stop_finishes_first(world: World) -> None:
     ]
     outcome = await run_trial(world, lanes, 7.0, mix=Mix(chats=4, wholes=1, longs=2))
     outcome.check()
+
+
+async def test_2_a_router_that_loses_every_worker_for_a_moment_breaks_nothing(world: World) -> None:
+    lanes = [
+        [Planned(1.5 + number, 0.3, faults.RouterFromWorkers(router))]
+        for number, router in enumerate(world.routers)
+    ]
+    outcome = await run_trial(world, lanes, 5.0, mix=Mix(chats=3, wholes=3, longs=4))
+    outcome.check()
+    # Only who comes in that moment is turned away.
+    assert not {error for record in outcome.records for error in record.retried} - {"http_503"}

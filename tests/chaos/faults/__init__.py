@@ -9,6 +9,7 @@ from .network import (
     Partition,
     RebalancersFromWorker,
     RouterFromStore,
+    RouterFromWorkers,
     RoutersFromWorker,
     TelemetryIsDoubled,
     TelemetryIsLate,
@@ -61,7 +62,13 @@ INSTANCE_FAULTS: tuple[type[Fault], ...] = (
 )
 """Their part is a worker, or the engine beside it."""
 
-ROUTER_FAULTS: tuple[type[Fault], ...] = (KillRouter, FreezeRouter, RestartRouter, RouterFromStore)
+ROUTER_FAULTS: tuple[type[Fault], ...] = (
+    KillRouter,
+    FreezeRouter,
+    RestartRouter,
+    RouterFromStore,
+    RouterFromWorkers,
+)
 
 STORE_FAULTS: tuple[type[Fault], ...] = (
     StoreDies,
@@ -129,6 +136,7 @@ __all__ = [
     "RestartRouter",
     "RestartWorker",
     "RouterFromStore",
+    "RouterFromWorkers",
     "RoutersFromWorker",
     "Slow",
     "StoreDies",

@@ -43,6 +43,24 @@ class OneRouterFromWorker(RoutersFromWorker):
         self._break(world, f"session:{self.part}", world.routers[:1])
 
 
+class RouterFromWorkers(Fault):
+    """A router's network blinks: it loses every worker at once, and has them back at once."""
+
+    of = "router"
+    promise = base.LOST_HALF_WAY
+    # While it reaches nobody it says so to whoever comes.
+    retried = base.TURNED_AWAY
+    lasts_s = (0.0, 0.8)
+
+    async def apply(self, world: World) -> None:
+        for worker in world.workers:
+            world.links[f"session:{worker}"].cut((self.part,))
+
+    async def heal(self, world: World) -> None:
+        for worker in world.workers:
+            world.links[f"session:{worker}"].mend()
+
+
 class WorkerFromStore(Partition):
     """A worker's lease lapses while it works."""
 
