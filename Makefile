@@ -67,6 +67,15 @@ test-compose: $(READY) ## the system in containers, as compose.yaml has it, and 
 	@REDIS_IMAGE=redis:7-bookworm $(BIN)/python -m pytest tests/services/shared/test_redis_servers.py \
 	  tests/integration/test_redis_failover.py tests/integration/test_redis_tls.py --timeout 300
 
+test-chaos: $(READY) ## the system under faults, three minutes (ARGS='--schedules 1 --seconds 60 --seed 7' replays one)
+	@$(BIN)/python -m pytest tests/chaos --timeout 900 $(ARGS)
+
+test-chaos-long: $(READY) ## thirty schedules of a minute each, and every scenario at full length (an hour)
+	@$(BIN)/python -m pytest tests/chaos --timeout 900 --long --schedules 30 --seconds 60 $(ARGS)
+
+soak: $(READY) ## a steady load for long: is anything growing (ARGS='--minutes 30')
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)
 
@@ -100,4 +109,4 @@ audit: build/audit/.ready ## an SBOM in build/, and known vulnerabilities in wha
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto test-vllm test-compose bench-router bench-policies bench-fidelity screenshots profile-vllm lock audit clean
+.PHONY: help setup demo up test check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity screenshots profile-vllm lock audit clean

@@ -55,6 +55,24 @@ def choose(
     return policy(request, Candidates(pair, others, outpost, turn), rule)
 
 
+def within_bound(
+    decision: Decision,
+    request: ChoiceRequest,
+    pool: Iterable[InstanceView],
+    rule: ChoiceRule,
+    max_wait_s: float,
+) -> Decision | None:
+    """The decision if its wait is within the bound, else the best of the pool that is; None where nobody is.
+
+    A policy may prefer a long queue where the prefix is: that is no reason to turn a request away.
+    """
+    if decision.chosen.wait_s <= max_wait_s:
+        return decision
+    scored = (estimate(request, view, rule) for view in pool)
+    best = min((e for e in scored if e.wait_s <= max_wait_s), key=lambda e: e.score, default=None)
+    return None if best is None else Decision(best, decision.chosen, reason=Reason.ESCAPE)
+
+
 def _dualmap(request: ChoiceRequest, among: Candidates, rule: ChoiceRule) -> Decision:
     near = [estimate(request, view, rule) for view in among.pair]
     if among.outpost is not None:

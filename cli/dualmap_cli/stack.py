@@ -72,6 +72,7 @@ class Stack:
         self.logs = Path(self._folder.name)
         self.store: EmbeddedStore | None = None
         self.children: dict[str, Child] = {}
+        self._commands: dict[str, Sequence[str]] = {}
         self.router_urls: list[str] = []
         self.engine_urls: list[str] = []
         self.kv_urls = dict(options.kv_urls)
@@ -143,11 +144,18 @@ class Stack:
 
     def _child(self, name: str, *argv: str) -> str:
         log = self.logs / f"{name}.log"
+        self._commands[name] = argv
         command = [sys.executable, "-m", "dualmap_cli", *argv]
         self.children[name] = start_child(
             command, name, log, env={"PYTHONUNBUFFERED": "1"}, inherited=_is_no_setting
         )
         return name
+
+    def start_again(self, name: str) -> str:
+        """Start a part that has ended as it was started; its log begins anew, and the earlier ones are kept."""
+        earlier = sum(1 for _ in self.logs.glob(f"{name}.*.log"))
+        (self.logs / f"{name}.log").replace(self.logs / f"{name}.{earlier + 1}.log")
+        return self._child(name, *self._commands[name])
 
     async def start_engines(self, count: int, *flags: str) -> list[str]:
         """Start one process with `count` simulated engines; returns and remembers their URLs."""

@@ -251,6 +251,15 @@ local function others_of(names, start, pair)
   return rest
 end
 
+-- The best of those that keep the wait within a bound, or nil.
+local function best_within(list, max_wait_s)
+  local within = {}
+  for _, e in ipairs(list) do
+    if e.wait_s <= max_wait_s then within[#within + 1] = e end
+  end
+  return smallest(within, 'score')
+end
+
 -- Outposts -----------------------------------------------------------------------------------------------
 
 -- Where a prefix key went outside its pair, or nil; mirrors dualmap/outposts.py.
@@ -352,9 +361,15 @@ local function route(keys, args)
   if count then
     observe(prefix, hashes, key_depth, #request.names, state, now)
   end
+  if max_wait_s > 0 and chosen.wait_s > max_wait_s then
+    local best = best_within(estimates(request.pair), max_wait_s)
+    local other = best_within(estimates(others_of(request.names, start, request.pair)), max_wait_s)
+    if other and not (best and best.score <= other.score) then best = other end
+    if not best then return { 'overload', math.floor(chosen.wait_s * 1000000) } end
+    chosen, backup, reason = best, chosen, 'escape'
+  end
   local ttft_us = math.floor(chosen.ttft_s * 1000000)
   local wait_us = math.floor(chosen.wait_s * 1000000)
-  if max_wait_s > 0 and chosen.wait_s > max_wait_s then return { 'overload', wait_us } end
   local own_us = math.floor(chosen.own_s * 1000000)
   if books then
     book_one(prefix, router, charge, chosen.feasible and 'f' or 'i', own_us, chosen.instance)

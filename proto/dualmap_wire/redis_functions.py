@@ -59,7 +59,7 @@ class RouteCall:
     """Where the key's own order of the pool begins."""
     default_speed: PrefillSpeed
     max_wait_s: float = 0.0
-    """Answer `Overload` instead of booking behind more work than this; 0 for no bound."""
+    """Book nowhere behind more work than this, and answer `Overload` where there is no such place; 0: no bound."""
     count: bool = True
     """Count the request along its key; false for a resubmission or a dry run."""
     book: bool = True
@@ -141,9 +141,10 @@ class StaleSplits:
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """Nothing booked: even on the chosen instance the request would wait longer than the bound."""
+    """Nothing booked: on every instance the request would wait longer than the bound."""
 
     wait_s: float
+    """On the instance that the policy would have chosen."""
 
 
 def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:

@@ -17,3 +17,10 @@ async def test_settings_of_the_shell_reach_no_part(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(f"DUALMAP_{name}", value)
     async with Stack(StackOptions(routers=1, workers=2, rebalancers=1)) as stack:
         assert len(stack.router_urls) == 1
+
+
+async def test_a_part_starts_again_as_it_was() -> None:
+    async with Stack(StackOptions(routers=1, workers=1, rebalancers=0)) as stack:
+        await stack.children["worker-1"].kill()
+        await stack.event(stack.start_again("worker-1"), "worker.ready")
+        await stack.wait_ready(1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap.choose import POLICIES, choose
+from dualmap.choose import POLICIES, choose, within_bound
 from dualmap.errors import CoreError, EmptyPoolError, UnknownPolicyError
 from dualmap.ttft import estimate
 from dualmap.types import (
@@ -285,3 +285,21 @@ def test_the_paper_factor_and_the_escape_are_settings(policy: str) -> None:
     got = choose(REQUEST, [view("a", 2, owned=5), view("b", 3)], [C], rule)
     expected = {"dualmap": "c", "paper": "a", "round-robin": "a", "least-loaded": "c", "cache-affinity": "a"}
     assert got.instance == expected[policy]
+
+
+BOUNDED = {
+    "within it: as chosen": ([view("a", 1), B], 2.0, ("b", "a", Reason.LOAD)),
+    "the prefix is behind a queue: elsewhere": ([view("a", 2.5, owned=10), B], 2.0, ("b", "a", Reason.ESCAPE)),
+    "somebody outside the pair has room": ([view("a", 3), view("b", 3)], 0.5, ("c", "a", Reason.ESCAPE)),
+    "nobody has": ([view("a", 3), view("b", 4)], -1.0, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pair", "max_wait_s", "expected"), BOUNDED.values(), ids=BOUNDED)
+def test_a_bound_on_the_wait(
+    pair: list[InstanceView], max_wait_s: float, expected: tuple[str, str, Reason] | None
+) -> None:
+    rule = ChoiceRule(lambda_own=2.0, escape_at=9.0)
+    free = choose(REQUEST, pair, [C], rule)
+    got = within_bound(free, REQUEST, [*pair, C], rule, max_wait_s)
+    assert (got and (got.instance, got.backup, got.reason)) == expected

@@ -77,8 +77,10 @@ def test_bookings_spread_since_each_sees_the_one_before(pool: WirePool) -> None:
 
 def test_overload_books_nothing_and_says_how_late(pool: WirePool) -> None:
     huge = ChoiceRequest(60_000, 512.0, 60.0)
-    for charge in ("c1", "c2"):
-        assert isinstance(pool.route(route_call(NAMES, request=huge, charge=charge, max_wait_s=2.0)), Routed)
+    # The third is not of the pair: nobody is turned away while somebody is idle.
+    for charge, instance in (("c1", "w1"), ("c2", "w2"), ("c3", "w3")):
+        got = pool.route(route_call(NAMES, request=huge, charge=charge, max_wait_s=2.0))
+        assert isinstance(got, Routed) and got.instance == instance
     before = pool.charges()
     got = pool.route(route_call(NAMES, request=huge, charge="late", max_wait_s=2.0))
     assert isinstance(got, Overload)

@@ -9,13 +9,14 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualmap.choose import POLICIES, choose
+from dualmap.choose import POLICIES, choose, within_bound
 from dualmap.outposts import Outposts
 from dualmap.prefix_key import MAX_DEPTH
 from dualmap.ttft import estimate
 from dualmap.types import ChoiceRequest, ChoiceRule, Decision, InstanceView, PrefillSpeed
 from dualmap_wire.redis_functions import (
     STALE_PERF_US,
+    Overload,
     Perf,
     RouteCall,
     Routed,
@@ -213,6 +214,47 @@ def test_any_state(
     check_weighed(got, call, seen, outpost if chunks else None)
     # A dry run leaves no trace.
     assert dump(pool) == before
+
+
+@settings(max_examples=200)
+@given(
+    states=st.lists(INSTANCES, min_size=1, max_size=len(NAMES)),
+    order=st.permutations(NAMES),
+    request=REQUESTS,
+    policy=st.sampled_from(list(POLICIES)),
+    start=st.integers(0, 1000),
+    max_wait_s=st.floats(0.1, 15.0),
+)
+def test_any_state_with_a_bound_on_the_wait(
+    pool: WirePool,
+    states: list[InstanceState],
+    order: list[str],
+    request: ChoiceRequest,
+    policy: str,
+    start: int,
+    max_wait_s: float,
+) -> None:
+    names = order[: len(states)]
+    write(pool, dict(zip(names, states, strict=True)), set(), 0, {})
+    rule = ChoiceRule(policy=policy)
+    call = route_call(names, request=request, rule=rule, start=start, max_wait_s=max_wait_s, book=False)
+    seconds, micros = pool.client.time()
+    reply = pool.route_raw(call)
+    got = parse_route(reply)
+    # An overload gives no time: that it is one must not depend on the moment.
+    now_us = reply[-1] if isinstance(got, Routed) else seconds * 1_000_000 + micros
+    seen = pool.views(names, [], now_us=now_us)
+    free = decide(call, seen, 0)
+    pair = [view for name in call.pair for view in seen if view.instance == name]
+    in_order = sorted(names)[start % len(names) :] + sorted(names)[: start % len(names)]
+    others = [v for name in in_order if name not in call.pair for v in seen if v.instance == name]
+    expected = within_bound(free, request, [*pair, *others], rule, max_wait_s)
+    if isinstance(got, Overload):
+        assert expected is None
+        assert got.wait_s > max_wait_s - 1e-6
+    else:
+        assert isinstance(got, Routed) and expected is not None
+        check(got, expected)
 
 
 def dump(pool: WirePool) -> dict[bytes, Any]:

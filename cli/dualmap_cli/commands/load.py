@@ -55,6 +55,9 @@ _DEFAULT_REQUESTS = 200
 @click.option("--time-scale", type=float, default=1.0, show_default=True, help="Replay this much faster.")
 @click.option("--max-in-flight", type=int, default=4096, show_default=True, help="A safety bound.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Per request.")
+@click.option(
+    "--retries", type=int, default=0, show_default=True, help="Tries at the next URL when one fails."
+)
 @click.option("--no-stream", is_flag=True, help="Ask for whole answers.")
 @click.option("--ignore-eos", is_flag=True, help="Have vLLM write every answer to its full length.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Sent as a bearer token. [env: OPENAI_API_KEY]")
@@ -82,6 +85,7 @@ def load(
     time_scale: float,
     max_in_flight: int,
     timeout_s: float,
+    retries: int,
     no_stream: bool,
     ignore_eos: bool,
     api_key: str | None,
@@ -118,6 +122,7 @@ def load(
             time_scale=time_scale,
             max_in_flight=max_in_flight,
             timeout_s=timeout_s,
+            retries=retries,
             slo=Slo(slo_s, slo_per_1k_tokens_s),
             send_slo=send_slo,
             api_key=api_key,

@@ -36,10 +36,12 @@ class Exchange:
         self._http = http
         self._options = options
 
-    async def run(self, request: TimedRequest, body: bytes, record: RequestRecord) -> None:
-        """Do the whole exchange; only cancellation is raised, and leaves the record unfinished."""
+    async def run(self, request: TimedRequest, body: bytes, record: RequestRecord, sent_at: float) -> None:
+        """Do the whole exchange; only cancellation is raised, and leaves the record unfinished.
+
+        Times count from `sent_at`, which is the first try's.
+        """
         scale = self._options.time_scale
-        sent_at = time.perf_counter()
         try:
             async with self._http.post(
                 f"{record.target}{request.path}",

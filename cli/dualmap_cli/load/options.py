@@ -35,7 +35,8 @@ class LoadOptions:
     """How to replay; seconds are model seconds: real seconds times `time_scale`.
 
     `send_slo` puts each request's objective into its `x-dualmap-slo-ttft-ms` header (real milliseconds);
-    a request that carries its own objective always sends it.
+    a request that carries its own objective always sends it. A request that gets no answer, or only part of one,
+    because its connection ends is sent again up to `retries` times, each time to the next URL.
     """
 
     model: str = "model"
@@ -43,6 +44,7 @@ class LoadOptions:
     time_scale: float = 1.0
     max_in_flight: int = 4096
     timeout_s: float = 600.0
+    retries: int = 0
     slo: Slo = field(default_factory=Slo)
     send_slo: bool = False
     api_key: str | None = None
@@ -56,6 +58,8 @@ class LoadOptions:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise LoadError(f"{name} must be above 0, not {value}")
+        if self.retries < 0:
+            raise LoadError(f"retries must be at least 0, not {self.retries}")
 
     def headers(self, request: TimedRequest) -> dict[str, str]:
         """The headers of one request; its id is unique to this run."""

@@ -40,6 +40,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cached_chunks: int | None = None
     predicted_ttft_s: float | None = None
     moves: int = 0
+    retried: list[str] = msgspec.field(default_factory=list)
+    """The errors after which the client asked again."""
 
     @property
     def ok(self) -> bool:
@@ -55,6 +57,21 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         """Note what went wrong; the first thing stays."""
         if self.error is None:
             self.error, self.detail = kind, detail
+
+    def asked_again(self, target: str) -> "RequestRecord":
+        """The record of a further try; it keeps when the first one was due and sent."""
+        assert self.error is not None
+        return RequestRecord(
+            request_id=self.request_id,
+            target=target,
+            due_s=self.due_s,
+            sent_s=self.sent_s,
+            slo_s=self.slo_s,
+            session=self.session,
+            tenant=self.tenant,
+            input_tokens=self.input_tokens,
+            retried=[*self.retried, self.error],
+        )
 
     def read_headers(self, headers: Mapping[str, str], time_scale: float) -> None:
         """Take what the router says about its decision; all of it may be missing."""

@@ -15,6 +15,10 @@ from dualmap_sim.workloads import TimedRequest
 
 OnProgress = Callable[[Progress], None]
 
+_RETRIED = frozenset(("connect", "disconnected", "cut", "http_503"))
+"""What a client blames on the router that it asked, rather than on its request."""
+_RETRY_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
@@ -99,11 +103,18 @@ class _Replay:
                 )
                 self.records.append(record)
                 self._tracker.sent += 1
-                in_flight.create_task(self._send(request, body, record))
+                in_flight.create_task(self._send(request, body, len(self.records) - 1))
 
-    async def _send(self, request: TimedRequest, body: bytes, record: RequestRecord) -> None:
+    async def _send(self, request: TimedRequest, body: bytes, number: int) -> None:
+        sent_at = time.perf_counter()
+        record = self.records[number]
         try:
-            await self._exchange.run(request, body, record)
+            await self._exchange.run(request, body, record, sent_at)
+            while record.error in _RETRIED and len(record.retried) < self._options.retries:
+                await asyncio.sleep(_RETRY_S * 2 ** len(record.retried))
+                next_url = self._urls[(number + len(record.retried) + 1) % len(self._urls)]
+                record = self.records[number] = record.asked_again(next_url)
+                await self._exchange.run(request, body, record, sent_at)
         finally:
             self._room.release()
             if record.finished:

@@ -4,7 +4,9 @@ That is the rings, the last telemetry and this router's own charges. It knows ne
 booked nor which instance holds a prefix: the rings alone keep affinity.
 """
 
-from dualmap.choose import choose
+import itertools
+
+from dualmap.choose import choose, within_bound
 from dualmap.types import InstanceView, PrefillSpeed
 from dualmap_router.charges import Charges
 from dualmap_service.registry import Membership
@@ -29,11 +31,17 @@ def decide_alone(call: RouteCall, charges: Charges, membership: Membership, turn
     def view(name: str) -> InstanceView:
         return local_view(name, charges, membership, call.default_speed)
 
-    others = (view(name) for name in rotated if name not in call.pair)
-    decision = choose(call.request, [view(name) for name in call.pair], others, call.rule, turn)
+    pair = [view(name) for name in call.pair]
+    others = [name for name in rotated if name not in call.pair]
+    decision = choose(call.request, pair, map(view, others), call.rule, turn)
+    if call.max_wait_s > 0.0:
+        wanted_s = decision.chosen.wait_s
+        everyone = itertools.chain(pair, map(view, others))
+        bounded = within_bound(decision, call.request, everyone, call.rule, call.max_wait_s)
+        if bounded is None:
+            return Overload(wanted_s)
+        decision = bounded
     chosen, other = decision.chosen, decision.other
-    if 0.0 < call.max_wait_s < chosen.wait_s:
-        return Overload(chosen.wait_s)
     return Routed(
         instance=chosen.instance,
         backup=decision.backup,

@@ -14,10 +14,13 @@ from dualmap_router.exchange import Exchange
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
-from dualmap_router.resumer import Resumer
+from dualmap_router.resumer import HelpersLostError, Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
+_BLINK_S = 5.0
+"""How long a request that was let in waits for an instance where none is reached."""
+_LOOK_S = 0.05
 _MOST_HELPERS = 3
 """How many instances are asked what a text's tokens are: more than one may just have died."""
 
@@ -78,6 +81,7 @@ class Pilot:
                 flight.attempts += 1
                 failures += not drains
                 lost.add(instance)
+                await self._somebody(flight)
                 if flight.sink.answered:
                     if failures >= self._max_attempts or not await self._resume(flight, lost):
                         await self._break(flight, verdict.message or "the engine was lost")
@@ -179,20 +183,35 @@ class Pilot:
             raise ApiError(504, failed.message or "the engine did not answer in time", "timeout", "timeout")
         return failed
 
+    async def _somebody(self, flight: Flight) -> None:
+        """Wait for an instance where none is reached: who slept or blinked loses all at once, and has them back."""
+        give_up_s = time.monotonic() + _BLINK_S
+        while not self._placement.usable_for(flight.model):
+            if flight.gone or time.monotonic() > give_up_s:
+                return
+            await asyncio.sleep(_LOOK_S)
+
     async def _resume(self, flight: Flight, lost: set[str]) -> bool:
         """Prepare the rest of an answer that broke off half-way for another instance."""
-        usable = self._placement.usable_for(flight.model)
-        if flight.timed_out or flight.record is None or not usable:
-            return False
-        sessions = [session for name in usable if (session := self._sessions.get(name)) is not None]
-        # First who has not failed this request, and has the least to do.
-        sessions.sort(key=lambda session: (session.instance in lost, len(session)))
-        if not await self._resumer.resume(flight, sessions[:_MOST_HELPERS]):
-            return False
-        self._metrics.resumed.inc()
-        if flight.trace is not None:
-            flight.trace.resumed()
-        return True
+        give_up_s = time.monotonic() + _BLINK_S
+        while not flight.timed_out and flight.record is not None:
+            usable = self._placement.usable_for(flight.model)
+            sessions = [session for name in usable if (session := self._sessions.get(name)) is not None]
+            # First who has not failed this request, and has the least to do.
+            sessions.sort(key=lambda session: (session.instance in lost, len(session)))
+            try:
+                if not await self._resumer.resume(flight, sessions[:_MOST_HELPERS]):
+                    return False
+            except HelpersLostError:
+                if flight.gone or time.monotonic() > give_up_s:
+                    return False
+                await asyncio.sleep(_LOOK_S)
+                continue
+            self._metrics.resumed.inc()
+            if flight.trace is not None:
+                flight.trace.resumed()
+            return True
+        return False
 
     async def _break(self, flight: Flight, message: str) -> None:
         """End an answer that the client has seen some of and that cannot be completed."""

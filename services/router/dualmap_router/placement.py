@@ -133,14 +133,14 @@ class Placement:
                 self.splits, self.split_version = routed.splits, routed.version
                 continue
             if isinstance(routed, Overload):
-                raise self._overloaded(routed.wait_s)
+                raise _overloaded(routed.wait_s - call.max_wait_s)
             self.charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
             self._own(prompt, routed.instance)
             return _placed(charge_id, prompt, call, candidates, routed, shared=True)
         self._turn += 1
         alone = decide_alone(call, self.charges, self.pool.membership, self._turn)
         if isinstance(alone, Overload):
-            raise self._overloaded(alone.wait_s)
+            raise _overloaded(alone.wait_s - call.max_wait_s)
         self.charges.book(charge_id, alone.instance, alone.own_s, alone.feasible)
         self._own(prompt, alone.instance)
         return _placed(charge_id, prompt, call, candidates, alone, shared=False)
@@ -183,7 +183,7 @@ class Placement:
             start=key % len(names),
             default_speed=self.pool.typical,
             # It was let in once: that it moved or that its instance was lost must not turn it away.
-            max_wait_s=self._settings.max_wait_s if first and book and target is None else 0.0,
+            max_wait_s=self._settings.wait_bound_s(slo_s) if first and book and target is None else 0.0,
             count=first and book and depth > 0,
             book=book,
             at_home=all(name in candidates for name in pair),
@@ -234,14 +234,15 @@ class Placement:
             prompt.packed,
         )
 
-    def _overloaded(self, wait_s: float) -> ApiError:
-        return ApiError(
-            429,
-            "every instance is busy for longer than this service lets a request wait; try again later",
-            "rate_limit_error",
-            "overloaded",
-            retry_after_s=max(1.0, min(wait_s - self._settings.max_wait_s, 60.0)),
-        )
+
+def _overloaded(excess_s: float) -> ApiError:
+    return ApiError(
+        429,
+        "every instance is busy for longer than this service lets a request wait; try again later",
+        "rate_limit_error",
+        "overloaded",
+        retry_after_s=max(1.0, min(excess_s, 60.0)),
+    )
 
 
 def _placed(

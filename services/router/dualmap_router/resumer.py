@@ -25,6 +25,10 @@ class ResumeError(Exception):
     """The stream cannot be continued; the message says why, for the log."""
 
 
+class HelpersLostError(Exception):
+    """Whoever was asked for the tokens of a text was lost too: ask again, somebody else or later."""
+
+
 class Resumer:
     """Turns a flight that broke off into one for the rest of its answer."""
 
@@ -35,7 +39,8 @@ class Resumer:
     async def resume(self, flight: Flight, sessions: Sequence[Session]) -> bool:
         """Prepare the flight for its rest; false when that is not possible.
 
-        `sessions` lead to instances that may be asked to tokenize the text so far, in order.
+        `sessions` lead to instances that may be asked to tokenize the text so far, in order. Raises HelpersLostError
+        when none of them is there any more.
         """
         try:
             await self._resume(flight, sessions)
@@ -82,7 +87,10 @@ class Resumer:
 async def _ids(
     sessions: Sequence[Session], flight: Flight, request: Mapping[str, Any], text: str, special: bool
 ) -> Sequence[int]:
-    """The tokens of a text, by the first engine that tells; ResumeError when none does."""
+    """The tokens of a text, by the first engine that tells.
+
+    ResumeError when none does, HelpersLostError when none could be asked.
+    """
     ask: dict[str, Any] = {"prompt": text, "add_special_tokens": special}
     if request.get("model"):
         ask["model"] = request["model"]
@@ -97,13 +105,17 @@ async def _ids(
             why = f"{session.instance} did not answer in time"
         except (msgspec.DecodeError, KeyError, TypeError):
             why = f"{session.instance} cannot tell"
+        except HelpersLostError:
+            continue
         else:
             return tokens
+    if not why:
+        raise HelpersLostError
     raise ResumeError(f"the text so far could not be tokenized: {why}")
 
 
 async def _post(session: Session, flight: Flight, path: str, body: bytes) -> bytes:
-    """The body of an engine's answer; empty when there is none."""
+    """The body of an engine's answer; HelpersLostError when none comes."""
     exchange = session.submit(
         pb.Submit(
             request_id=f"{flight.request_id}-{path[1:]}",
@@ -125,4 +137,4 @@ async def _post(session: Session, flight: Flight, path: str, body: bytes) -> byt
                 break
     finally:
         exchange.cancel()
-    return b""
+    raise HelpersLostError

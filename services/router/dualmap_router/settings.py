@@ -46,7 +46,9 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     escape_margin: NonNegative = _RULE.escape_margin
     paper_factor: Positive = _RULE.paper_factor
     max_wait_s: NonNegative = 120.0
-    """429 when a request would wait longer than this even on the chosen instance; 0 for no bound."""
+    """429 when a request would wait longer than this on every instance; 0 for no bound."""
+    shed_at: NonNegative = 0.0
+    """... or longer than this share of its TTFT objective: what is let in is then in time; 0 to let it be late."""
     chunk_bytes: Count = DEFAULT_CHUNK_BYTES
     max_chunks: Count = 1024
     """Leading chunks of a prompt that are hashed; what follows is not shared often enough to look at."""
@@ -119,6 +121,11 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
             body_s=self.client_body_s,
             stall_s=self.client_stall_s,
         )
+
+    def wait_bound_s(self, slo_s: float) -> float:
+        """How long a request with this objective may have to wait; 0 for no bound."""
+        bounds = (self.max_wait_s, self.shed_at * slo_s)
+        return min((bound_s for bound_s in bounds if bound_s > 0.0), default=0.0)
 
     def rule(self) -> ChoiceRule:
         """The choice's settings as the core takes them."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,6 +21,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     # default pace would cost a tenth of its time.
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    _allow_descriptors()
 
     async def body() -> int:
         stop = asyncio.Event()
@@ -34,6 +36,16 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except ServiceFailedError as exc:
         print(f"fatal: {exc}", file=sys.stderr)  # noqa: T201 - logs may not be set up yet
         return 1
+
+
+def _allow_descriptors() -> None:
+    """Lift the soft limit of open files to the hard one.
+
+    The usual 1,024 is for programs that use `select`. Here a few more client connections than that would leave no
+    descriptor to reach Redis or a worker with.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class ServiceFailedError(Exception):

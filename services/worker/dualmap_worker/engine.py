@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -115,7 +115,8 @@ class Engine:
                 headers=sent,
                 allow_redirects=False,
             ) as response:
-                yield EngineAnswer(response)
+                with _ends_with_its_connection(response):
+                    yield EngineAnswer(response)
         except aiohttp.ConnectionTimeoutError as exc:
             # A host that is gone refuses nothing, and the request never left.
             raise EngineLostError(f"{self.url} cannot be reached: {exc!r}") from exc
@@ -190,6 +191,41 @@ def parse_metrics(text: str) -> tuple[EngineLoad, int]:
         kv_use=max(values.get("vllm:kv_cache_usage_perc", ()), default=0.0),
     )
     return load, kv_tokens
+
+
+@contextmanager
+def _ends_with_its_connection(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Fail the body of a connection that has ended, if nobody else has.
+
+    aiohttp's parser hangs up over a chunk that is none and tells only who waits for a head: who reads the body
+    would wait for ever.
+    """
+
+    def ended(closed: "asyncio.Future[None] | None") -> None:
+        if not response.content.is_eof() and response.content.exception() is None:
+            response.content.set_exception(aiohttp.ClientPayloadError("it ended in the middle of its body"))
+
+    protocol = response.connection.protocol if response.connection is not None else None
+    if protocol is None:
+        yield  # all of it has come
+        return
+    if protocol.closed is None:
+        ended(None)
+        yield
+        return
+    # One future for all answers of a connection; its exception is for those that asked for it, which is nobody.
+    protocol.closed.remove_done_callback(_overlook)
+    protocol.closed.add_done_callback(_overlook)
+    protocol.closed.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        if protocol.closed is not None:
+            protocol.closed.remove_done_callback(ended)
+
+
+def _overlook(closed: "asyncio.Future[None]") -> None:
+    closed.exception()
 
 
 class EngineAnswer:

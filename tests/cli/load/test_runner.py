@@ -1,4 +1,5 @@
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -170,6 +171,29 @@ async def test_cancelling_cancels_the_requests(endpoint: Endpoint) -> None:
     assert asyncio.all_tasks() >= {asyncio.current_task()}
 
 
+async def test_a_request_that_got_no_answer_is_sent_to_the_next_url(endpoint: Endpoint) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        result = await run_load([request(0), request(1)], [dead, endpoint.url], LoadOptions(retries=1))
+    first, second = result.records
+    assert (first.ok, first.target, first.retried) == (True, endpoint.url, ["connect"])
+    assert first.ttft_s is not None and first.ttft_s > 0.1, "counts from the first try"
+    assert (second.ok, second.retried) == (True, [])
+    assert result.report.sent == result.report.answered == 2
+
+
+async def test_a_stream_that_is_cut_each_time_fails_in_the_end(endpoint: Endpoint) -> None:
+    record = await outcome(endpoint, "cut", retries=2)
+    assert (record.error, record.retried) == ("cut", ["cut", "cut"])
+    assert len(endpoint.bodies) == 3
+
+
+async def test_what_an_engine_says_is_not_asked_again(endpoint: Endpoint) -> None:
+    record = await outcome(endpoint, "error", retries=2)
+    assert (record.error, record.retried) == ("http_500", [])
+
+
 async def test_progress_comes_while_it_runs_and_at_the_end(endpoint: Endpoint) -> None:
     shown: list[Progress] = []
     requests = [request(0), request(1, mode="error"), request(2, at_s=0.3)]
@@ -205,6 +229,8 @@ async def test_bad_asks_name_themselves() -> None:
         await run_load([], ["localhost:80"])
     with pytest.raises(LoadError, match="time_scale must be above 0"):
         LoadOptions(time_scale=0)
+    with pytest.raises(LoadError, match="retries must be"):
+        LoadOptions(retries=-1)
 
 
 def test_an_slo_may_grow_with_the_prompt() -> None:

@@ -119,6 +119,27 @@ async def test_only_a_first_placement_counts_and_can_be_refused(shared: Store) -
     assert (asked["moved"].pool, asked["moved"].pair) == (b"a", ["a"])
 
 
+@pytest.mark.parametrize(
+    ("max_wait_s", "shed_at", "slo_s", "bound_s"),
+    [
+        (120.0, 0.0, 5.0, 120.0),
+        (120.0, 0.5, 5.0, 2.5),
+        (2.0, 0.5, 5.0, 2.0),
+        (0.0, 0.5, 60.0, 30.0),
+        (0, 0, 5.0, 0),
+    ],
+)
+async def test_the_wait_is_bounded_by_time_and_by_the_objective(
+    shared: Store, max_wait_s: float, shed_at: float, slo_s: float, bound_s: float
+) -> None:
+    settings = RouterSettings(pool="p", max_wait_s=max_wait_s, shed_at=shed_at)
+    placement = Placement(settings, "r", shared, Charges(shared, "p", "r"))
+    placement.pool.update(membership("abc"), set("abc"))
+    prompt = a_prompt(placement)
+    assert placement.route_call(prompt, slo_s, RULE)[0].max_wait_s == bound_s
+    assert placement.route_call(prompt, slo_s, RULE, first=False)[0].max_wait_s == 0.0
+
+
 async def test_a_prompt_without_a_full_chunk_does_not_count(shared: Store) -> None:
     placement = a_placement(shared)
     assert not placement.route_call(a_prompt(placement, b"hello"), 5.0, RULE)[0].count
@@ -156,6 +177,8 @@ async def test_without_a_store_the_rings_decide(store: EmbeddedStore) -> None:
         for _ in range(100):
             placed.append(await placement.place(prompt, 5.0, RULE))
     assert refused.value.status == 429
+    # Whoever is outside the pair is full as well by then.
+    assert {one.instance for one in placed} == set("abc")
     assert len(placement.charges) == len(placed)
     for one in placed:
         placement.charges.release(one.charge_id)

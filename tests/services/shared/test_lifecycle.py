@@ -104,3 +104,18 @@ async def test_a_failure_is_one_line(tmp_path: Path) -> None:
     child = start_child([sys.executable, "-c", code], "service", tmp_path / "log")
     assert await child.wait(20.0) == 1
     assert sorted(child.log_tail().splitlines()) == ["fatal: the port is taken", "up"]
+
+
+async def test_it_may_open_as_many_files_as_it_is_allowed_to(tmp_path: Path) -> None:
+    program = """
+import resource
+from dualmap_service.lifecycle import run_service
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+async def main(stop):
+    print(resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
+raise SystemExit(run_service(main))
+"""
+    child = start_child([sys.executable, "-c", program], "service", tmp_path / "log")
+    assert await child.wait(20.0) == 0
+    assert child.log_tail() == "True\n"
