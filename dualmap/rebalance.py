@@ -3,7 +3,10 @@
 Theory of operation. The choice books work on what it expects; a slow engine, a burst or a lost instance
 makes it wrong afterwards. An instance is *hot* when its feasible queue is expected to wait longer than the
 SLO, or its oldest feasible request waited too long already. Then requests move while a move pays: the
-benefit of moving r from i to j is TTFT(r, i) - TTFT(r, j), where only work ahead of r counts on i. Largest
+benefit of moving r from i to j is TTFT(r, i) - TTFT(r, j), where only work ahead of r counts on i, less
+lambda times the prefill that j would compute again, which delays all that follow there just as in the choice.
+Of a TTFT that is late no more counts than twice the SLO: or in a pool whose queues are minutes long every
+move would pay, and the work that they add would keep the queues so (docs/decisions/0022). Largest
 benefit first, one batch, everything estimated again after each move, until i is expected to hold its SLO.
 The other candidate comes first, since it may hold the prefix; then any instance, because the other
 candidate alone recovers nothing when it is blocked too. A request moves at most once.
@@ -15,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
-from dualmap.types import PrefillSpeed
+from dualmap.types import LAMBDA_OWN, PrefillSpeed
 
 _TARGETS_WEIGHED = 4
+_LATE_AT = 2.0
+"""What of a TTFT counts towards a benefit, in SLOs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,9 @@ class RebalanceRule:
     max_wait_s: float = 3.0
     """An instance is hot when its oldest feasible request waited this long."""
     margin_s: float = 0.25
-    """A move must gain more than this: it costs affinity and a hop."""
+    """A move must gain more than this: it costs a hop."""
+    lambda_own: float = LAMBDA_OWN
+    """Weight of the prefill that a move adds, as in the choice; 0 to look at the TTFT alone, however late."""
     cool_down_s: float = 1.0
     """The least time between two batches off one instance, so that telemetry shows the first one's effect."""
     max_batch: int = 64
@@ -138,8 +145,8 @@ class _Pool:
             if not work.movable:
                 continue
             found = self._target(work, here, source, shortest)
-            if found is not None and (best is None or here.ttft_s - found[0] > best.benefit_s):
-                best = Move(here.request.request_id, source, found[1], here.ttft_s - found[0])
+            if found is not None and (best is None or found[0] > best.benefit_s):
+                best = Move(here.request.request_id, source, found[1], found[0])
         return best
 
     def apply(self, move: Move) -> None:
@@ -159,21 +166,26 @@ class _Pool:
     def _target(
         self, work: QueuedWork, here: Ordered, source: str, shortest: Sequence[str]
     ) -> tuple[float, str] | None:
-        """(TTFT there, instance) of where a request goes, if anywhere: its backup if that pays, else who is soonest."""
+        """(benefit, instance) of where a request goes, if anywhere: its backup if that pays, else what pays most."""
         if work.backup is not None and work.backup != source and work.backup in self._waits:
-            ttft_s = self._ttft_s(work, work.backup)
-            if self._pays(here, ttft_s):
-                return ttft_s, work.backup
-        ttfts = ((self._ttft_s(work, name), name) for name in shortest)
-        return min((found for found in ttfts if self._pays(here, found[0])), default=None)
+            benefit_s = self._benefit_s(work, here, work.backup)
+            if benefit_s > self._rule.margin_s:
+                return benefit_s, work.backup
+        found = ((self._benefit_s(work, here, name), name) for name in shortest)
+        paying = (one for one in found if one[0] > self._rule.margin_s)
+        return min(paying, key=lambda one: (-one[0], one[1]), default=None)
 
-    def _pays(self, here: Ordered, ttft_s: float) -> bool:
-        return ttft_s <= here.request.slo_s and here.ttft_s - ttft_s > self._rule.margin_s
-
-    def _ttft_s(self, work: QueuedWork, name: str) -> float:
-        """TTFT after a move, counted from the request's arrival."""
-        age_s = self._now_s - work.queued.arrival_s
-        return age_s + self._waits[name] + _own_s(work, self.queues[name])
+    def _benefit_s(self, work: QueuedWork, here: Ordered, name: str) -> float:
+        """What a move to an instance gains; nothing when the request would be late there."""
+        own_s = _own_s(work, self.queues[name])
+        # Counted from the request's arrival.
+        ttft_s = self._now_s - work.queued.arrival_s + self._waits[name] + own_s
+        slo_s, lambda_own = here.request.slo_s, self._rule.lambda_own
+        if ttft_s > slo_s:
+            return 0.0
+        if not lambda_own:
+            return here.ttft_s - ttft_s
+        return min(here.ttft_s, _LATE_AT * slo_s) - ttft_s - lambda_own * (own_s - here.request.own_s)
 
     def _ordered(self, queue: InstanceQueue) -> Sequence[Ordered]:
         """The queue as its worker will serve it."""

@@ -159,7 +159,7 @@ REQUESTS = st.builds(
 RULES = st.builds(
     ChoiceRule,
     policy=st.sampled_from(list(POLICIES)),
-    lambda_own=st.floats(0, 4),
+    lambda_own=st.floats(0, 20),
     escape_at=st.floats(0, 1),
     escape_margin=st.floats(0, 0.5),
     paper_factor=st.floats(0.3, 1),

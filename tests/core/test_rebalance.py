@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap.queue_order import QueuedRequest, order
+from dualmap.queue_order import Ordered, QueuedRequest, order
 from dualmap.rebalance import InstanceQueue, Move, QueuedWork, RebalanceRule, is_hot, plan_moves
 from dualmap.types import PrefillSpeed
 
@@ -125,6 +125,24 @@ def test_a_move_must_gain_more_than_the_margin() -> None:
     assert plan(slow, queue("b"), rule=RebalanceRule(margin_s=0.3)) == []
 
 
+def test_what_a_move_would_compute_again_counts_as_in_the_choice() -> None:
+    # Behind 4 s of others it would take 0.1 s here; there, where nobody waits, 1 s.
+    kept = (work(f"a{i}", age_s=1, movable=False) for i in range(5))
+    source = queue("a", *kept, work("warm", age_s=0.5, own_s=0.1, backup=None))
+    assert plan(source, queue("b"), rule=RebalanceRule(lambda_own=16)) == []
+    (move,) = plan(source, queue("b"), rule=RebalanceRule(lambda_own=2))
+    assert move.benefit_s == pytest.approx(4.6 - 1.5 - 2 * 0.9)
+
+
+def test_of_what_is_late_twice_the_slo_counts() -> None:
+    kept = (work(f"a{i}", age_s=1, movable=False, slo_s=100) for i in range(90))
+    source = queue("a", *kept, work("late", age_s=0.5, backup=None))
+    (move,) = plan(source, queue("b"))
+    assert move.benefit_s == pytest.approx(2 * 5.0 - 1.5)
+    (move,) = plan(source, queue("b"), rule=RebalanceRule(lambda_own=0))
+    assert move.benefit_s == pytest.approx(90.5 + 1.0 - 1.5)
+
+
 def test_requests_that_may_not_move_stay() -> None:
     kept = queue("a", *(work(f"a{i}", movable=False) for i in range(9)))
     assert plan(kept, queue("b")) == []
@@ -209,12 +227,24 @@ def own_s(work: QueuedWork, target: InstanceQueue) -> float:
     return target.speed.prefill_s(work.prompt_tokens - cached, cached)
 
 
-@given(pool=pools(), margin_s=st.sampled_from([0.0, 0.25, 2.0]), shuffle=st.randoms(use_true_random=False))
+def benefit_s(here: Ordered, there_s: float, added_s: float, lambda_own: float) -> float:
+    """What a move gains: TTFT, of which twice the SLO counts at most, less what the prefill that it adds costs."""
+    if not lambda_own:
+        return here.ttft_s - there_s
+    return min(here.ttft_s, 2 * here.request.slo_s) - there_s - lambda_own * added_s
+
+
+@given(
+    pool=pools(),
+    margin_s=st.sampled_from([0.0, 0.25, 2.0]),
+    lambda_own=st.sampled_from([0.0, 1.0, 16.0]),
+    shuffle=st.randoms(use_true_random=False),
+)
 def test_every_planned_move_is_eligible(
-    pool: list[InstanceQueue], margin_s: float, shuffle: random.Random
+    pool: list[InstanceQueue], margin_s: float, lambda_own: float, shuffle: random.Random
 ) -> None:
     """Replays the plan move by move, with the estimates as they stand before each."""
-    rule = RebalanceRule(margin_s=margin_s)
+    rule = RebalanceRule(margin_s=margin_s, lambda_own=lambda_own)
     moves = plan_moves(pool, rule, NOW_S)
     shuffled = list(pool)
     shuffle.shuffle(shuffled)
@@ -234,13 +264,15 @@ def test_every_planned_move_is_eligible(
         age_s = NOW_S - moved.queued.arrival_s
         there_s = age_s + waiting_s(target, rule) + own_s(moved, target)
         assert there_s <= moved.queued.slo_s + 1e-9
-        assert move.benefit_s == pytest.approx(here.ttft_s - there_s)
+        added_s = own_s(moved, target) - moved.queued.own_s
+        assert move.benefit_s == pytest.approx(benefit_s(here, there_s, added_s, lambda_own))
         assert move.benefit_s > margin_s
         # The other candidate, if it is not the target, was no place to go.
         other = state.get(moved.backup or "")
         if other is not None and other.accepts and other.instance not in (move.source, move.target):
             other_s = age_s + waiting_s(other, rule) + own_s(moved, other)
-            assert other_s > moved.queued.slo_s - 1e-9 or here.ttft_s - other_s <= margin_s + 1e-9
+            gain_s = benefit_s(here, other_s, own_s(moved, other) - moved.queued.own_s, lambda_own)
+            assert other_s > moved.queued.slo_s - 1e-9 or gain_s <= margin_s + 1e-9
         arrived = replace(
             moved, queued=replace(moved.queued, own_s=own_s(moved, target)), movable=False, feasible=True
         )

@@ -43,7 +43,7 @@ REQUESTS = st.builds(
 )
 RULES = st.builds(
     ChoiceRule,
-    lambda_own=st.floats(0, 4),
+    lambda_own=st.floats(0, 20),
     escape_at=st.floats(0, 1),
     escape_margin=st.floats(0, 0.3),
     paper_factor=st.floats(0.2, 1),

@@ -8,6 +8,7 @@ import msgspec
 
 from dualmap.queue_order import OrderName, OrderRule
 from dualmap.rebalance import RebalanceRule
+from dualmap.types import LAMBDA_OWN
 from dualmap_service.credentials import Label
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
@@ -41,6 +42,8 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
     """An instance is hot when its oldest feasible request waited this long."""
     margin_s: NonNegative = 0.25
     """A move must gain more than this."""
+    lambda_own: NonNegative = LAMBDA_OWN
+    """Weight of the prefill that a move adds, as in the routers' choice; 0 to look at the TTFT alone."""
     cool_down_s: NonNegative = 1.0
     """The least time between two batches off one instance."""
     max_batch: Count = 64
@@ -93,6 +96,7 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
             slo_s=self.slo_s,
             max_wait_s=self.max_wait_s,
             margin_s=self.margin_s,
+            lambda_own=self.lambda_own,
             cool_down_s=self.cool_down_s,
             max_batch=self.max_batch,
             max_queue_scan=self.max_queue_scan,

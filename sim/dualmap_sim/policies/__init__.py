@@ -30,6 +30,8 @@ class PolicySpec:
     order: OrderName = "fcfs"
     rebalances: bool = False
     """DualMap's rebalancer moves queued requests."""
+    weighs_moves: bool = True
+    """... for more than what their own TTFT gains, as in `RebalanceRule.lambda_own`."""
     preempts: bool = False
     """Late prefills give way."""
 
@@ -40,7 +42,7 @@ def _core(name: str) -> Callable[[FleetSetup], PlacementPolicy]:
 
 POLICIES: Mapping[str, PolicySpec] = {
     "dualmap": PolicySpec(_core("dualmap"), "late-last", rebalances=True, preempts=True),
-    "paper": PolicySpec(_core("paper"), "longest-prefix", rebalances=True),
+    "paper": PolicySpec(_core("paper"), "longest-prefix", rebalances=True, weighs_moves=False),
     "round-robin": PolicySpec(_core("round-robin")),
     "least-loaded": PolicySpec(_core("least-loaded")),
     "cache-affinity": PolicySpec(_core("cache-affinity")),
@@ -67,11 +69,14 @@ uncached tokens.
 def with_policy(setup: FleetSetup, name: str, order: OrderName | None = None) -> FleetSetup:
     """The same fleet under a policy, as published unless another order is asked for."""
     spec = POLICIES[name]
+    rebalance = setup.rebalance if spec.rebalances else None
+    if rebalance is not None and not spec.weighs_moves:
+        rebalance = replace(rebalance, lambda_own=0.0)
     return replace(
         setup,
         policy=name,
         order=replace(setup.order, order=order or spec.order),
-        rebalance=setup.rebalance if spec.rebalances else None,
+        rebalance=rebalance,
         preempt=replace(setup.preempt, enabled=setup.preempt.enabled and spec.preempts),
     )
 
