@@ -86,6 +86,14 @@ def test_a_comparison_takes_several_of_everything(tmp_path: Path) -> None:
             "Invalid value for --change: 'gone' is not like lose:0@600",
         ),
         (
+            ["--workload", "chat", "--adapter", "fr"],
+            "Invalid value for --adapter: 'fr' is not like NAME=0,1",
+        ),
+        (
+            ["--workload", "chat", "--adapter", "fr=0,8"],
+            "Invalid value for --adapter: there is no instance 8 of 8; they count from 0",
+        ),
+        (
             ["--workload", "chat", "--change", "lose:8@30"],
             "Invalid value for --change: there is no instance 8 of 8; they count from 0",
         ),

@@ -158,7 +158,7 @@ def replayed(trace: Sequence[Recorded]) -> list[Decided]:
         key = pool.key(arrival)
         pair = [index for index in pool.candidates(key) if index in pool.usable]
         pair = pair or [pool.usable[key % len(pool.usable)]]
-        sight = RecordedSight(pool, Books.empty(NUM_WORKERS), 0.0, None, views=one.views)  # type: ignore[arg-type]
+        sight = RecordedSight(pool, Books.empty(NUM_WORKERS), 0.0, None, usable=pool.usable, views=one.views)  # type: ignore[arg-type]
         # Outposts are the default policy's alone.
         pool.outposts = outposts if call.rule.policy == "dualmap" else Outposts()
         if call.at_home:

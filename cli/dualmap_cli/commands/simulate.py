@@ -69,6 +69,8 @@ _fleet = _options(
     click.option("--routers", type=click.IntRange(1, 1024), default=1, **_SHOWN, help="How many routers."),
     click.option("--change", "changes", multiple=True, metavar="KIND:INSTANCE@S",
                  help="lose, drain or join an instance after so many seconds, as lose:0@600; several are allowed."),
+    click.option("--adapter", "adapters", multiple=True, metavar="NAME=INSTANCE,...",
+                 help="Who serves an adapter of the trace, as fr=0,1; all do unless given. Several are allowed."),
     click.option("--noise", type=click.FloatRange(0, 1, max_open=True), default=0.0, **_SHOWN,
                  help="Prefill estimates are off by up to this share."),
     click.option("--sync-s", type=_NOT_NEGATIVE, default=0.0, **_SHOWN,

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -43,6 +43,7 @@ class Options:
     model: str
     routers: int
     changes: tuple[str, ...]
+    adapters: tuple[str, ...]
     noise: float
     sync_s: float
     seed: int
@@ -85,7 +86,8 @@ def make_plan(options: Options) -> Plan:
     ]
     if len(cases) > 1 and not options.compare:
         raise click.UsageError("several workloads, sizes or SLOs at once are a comparison: add --compare")
-    _check_changes(_fleet(options).changes, sizes)
+    _check_indexes("--change", (change.index for change in _fleet(options).changes), sizes)
+    _check_indexes("--adapter", chain.from_iterable(served for _, served in _fleet(options).adapters), sizes)
     num_seeds = options.seeds or (3 if capacity else 1)
     rates = () if capacity else _rates(options, sources, sizes[0])
     for source in sources:
@@ -109,7 +111,9 @@ def _fleet(options: Options) -> FleetSetup:
         preempt=replace(base.preempt, enabled=options.preempt is not False),
         model=options.model,
         num_routers=options.routers,
+        rebalance=None if base.rebalance is None else replace(base.rebalance, lambda_own=options.lambda_own),
         changes=tuple(_change(given) for given in options.changes),
+        adapters=_adapters(options.adapters),
         noise=options.noise,
         sync_s=options.sync_s,
     )
@@ -167,12 +171,24 @@ def _change(given: str) -> Change:
     return Change(float(at_s), int(index), cast(ChangeKind, kind))
 
 
-def _check_changes(changes: Sequence[Change], sizes: Sequence[int]) -> None:
-    for change in changes:
-        if change.index >= min(sizes):
+_ADAPTER = re.compile(r"(.+)=(\d+(?:,\d+)*)")
+
+
+def _adapters(given: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    served: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        found = _ADAPTER.fullmatch(text)
+        if found is None:
+            raise click.BadParameter(f"{text!r} is not like NAME=0,1", param_hint="--adapter")
+        served[found[1]] = tuple(int(index) for index in found[2].split(","))
+    return tuple(served.items())
+
+
+def _check_indexes(option: str, indexes: Iterable[int], sizes: Sequence[int]) -> None:
+    for index in indexes:
+        if index >= min(sizes):
             raise click.BadParameter(
-                f"there is no instance {change.index} of {min(sizes)}; they count from 0",
-                param_hint="--change",
+                f"there is no instance {index} of {min(sizes)}; they count from 0", param_hint=option
             )
 
 

@@ -57,7 +57,7 @@ class Fleet:
         telemetry = Telemetry(
             self.loop, lambda index: self.instances[index].perf(), setup.num_instances, setup.telemetry_s
         )
-        self.pool = Pool.of(names, weights, telemetry)
+        self.pool = Pool.of(names, weights, telemetry, dict(setup.adapters))
         first = {change.index: change for change in reversed(setup.changes)}
         absent = [index for index, change in first.items() if change.kind == "join"]
         if absent:
@@ -126,18 +126,15 @@ class Fleet:
         if self._late_left is not None:
             heappush(self._due, (arrival.at_s + slo_s + _ROUNDING_S, len(self.flights), flight))
             self._count_late(self.loop.now_s)
-        if num_blocks(arrival.input_tokens) > self._setup.kv_blocks:
-            # No instance can ever hold it; an engine answers with an error.
-            flight.refused = True
-            self._schedule_next()
-            return
-        if not self.pool.usable:
+        # What no instance can ever hold an engine answers with an error.
+        too_large = num_blocks(arrival.input_tokens) > self._setup.kv_blocks
+        if too_large or not self.pool.serving(arrival.adapter):
             flight.refused = True
             self._schedule_next()
             return
         queue = self._waiting[flight.router]
         # Who waits at the router already goes first.
-        choice = None if queue else self._policy.place(flight, self._sight(flight.router))
+        choice = None if queue else self._policy.place(flight, self._sight(flight))
         if choice is not None:
             self._dispatch(flight, choice)
         else:
@@ -150,20 +147,18 @@ class Fleet:
         """Place who waits at a router, first come, first served, as far as they can be placed now."""
         queue = self._waiting[router]
         while queue:
-            if not self.pool.usable:
-                self.loop.after(_PROBE_S, self._probe, router)
-                return
-            choice = self._policy.place(queue[0], self._sight(router))
+            serving = self.pool.serving(queue[0].arrival.adapter)
+            choice = self._policy.place(queue[0], self._sight(queue[0])) if serving else None
             if choice is None:
                 self.loop.after(_PROBE_S, self._probe, router)
                 return
             self._dispatch(queue.popleft(), choice)
 
-    def _sight(self, router: int) -> Sight:
-        """What this router sees now."""
-        now_s = self.loop.now_s
+    def _sight(self, flight: Flight) -> Sight:
+        """What its router sees now, to decide on a request."""
+        now_s, router = self.loop.now_s, flight.router
         sight = self._sights[router]
-        sight.now_s = now_s
+        sight.now_s, sight.usable = now_s, self.pool.serving(flight.arrival.adapter)
         if self._setup.sync_s and now_s - self._synced_s[router] >= self._setup.sync_s:
             self._synced_s[router] = now_s
             sight.books = self.books.copy()
@@ -224,7 +219,7 @@ class Fleet:
 
     def _moved(self, flight: Flight, source: SimInstance, target: int) -> None:
         """Its router hears of it, and sends it on."""
-        if target not in self.pool.usable:
+        if target not in self.pool.serving(flight.arrival.adapter):
             self._retry(flight)
             return
         self._release(flight)
@@ -232,9 +227,9 @@ class Fleet:
         flight.moves += 1
         # The route function books it: under round-robin that takes a turn.
         self.pool.turn += 1
-        choice = self._sight(flight.router).choice(flight, target, Reason.MOVED)
+        choice = self._sight(flight).choice(flight, target, Reason.MOVED)
         key = self.pool.key(flight.arrival)
-        if target not in self.pool.candidates(key):
+        if target not in self.pool.candidates(key, flight.arrival.adapter):
             self.pool.outposts.put(key, self.pool.names[target])
         self._dispatch(flight, replace(choice, backup=source.index))
 

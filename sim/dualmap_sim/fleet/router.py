@@ -56,14 +56,23 @@ class Pool:
     index_of: dict[str, int] = field(default_factory=dict)
     turn: int = -1
     """Of the last decision: the first one's is 0, as in the store."""
-    _pairs: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    adapters: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Who serves an adapter, where not everybody does."""
+    _pairs: dict[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: tuple[str, ...], weights: Sequence[float], telemetry: "Telemetry") -> "Pool":
+    def of(
+        cls,
+        names: tuple[str, ...],
+        weights: Sequence[float],
+        telemetry: "Telemetry",
+        adapters: Mapping[str, Sequence[int]] | None = None,
+    ) -> "Pool":
         """A pool whose instances all take requests."""
         rings = RingPair(dict(zip(names, weights, strict=True)))
         index_of = {name: index for index, name in enumerate(names)}
-        return cls(names, telemetry, list(range(len(names))), rings, index_of=index_of)
+        usable = list(range(len(names)))
+        return cls(names, telemetry, usable, rings, index_of=index_of, adapters=adapters or {})
 
     def change_members(self, weights: Mapping[int, float]) -> None:
         """Other instances take new requests from now on: index to weight."""
@@ -71,12 +80,21 @@ class Pool:
         self.rings = self.rings.with_members({self.names[index]: weights[index] for index in self.usable})
         self._pairs.clear()
 
-    def candidates(self, key: int) -> tuple[int, ...]:
-        """The candidates of a prefix key, by index."""
-        pair = self._pairs.get(key)
+    def serving(self, adapter: str) -> list[int]:
+        """The instances that take new requests for an adapter, sorted."""
+        if adapter not in self.adapters:
+            return self.usable
+        return [index for index in self.usable if index in self.adapters[adapter]]
+
+    def candidates(self, key: int, adapter: str = "") -> tuple[int, ...]:
+        """The candidates of a prefix key among who serves an adapter, by index."""
+        pair = self._pairs.get((key, adapter))
         if pair is None:
-            pair = tuple(self.index_of[name] for name in self.rings.candidates(key))
-            self._pairs[key] = pair
+            among = None
+            if adapter in self.adapters:
+                among = {self.names[index] for index in self.adapters[adapter]}
+            pair = tuple(self.index_of[name] for name in self.rings.candidates(key, among))
+            self._pairs[key, adapter] = pair
         return pair
 
     def key(self, arrival: Arrival) -> int:
@@ -98,11 +116,8 @@ class Sight:
     noise: float = 0.0
     """Half the width of a uniform error in each prefill estimate, the same for the same request and instance."""
     knows_holders: bool = True
-
-    @property
-    def usable(self) -> Sequence[int]:
-        """Indexes of the instances that take new requests."""
-        return self.pool.usable
+    usable: Sequence[int] = ()
+    """Indexes of the instances that take the request that is decided on."""
 
     @property
     def loads(self) -> Sequence[Load]:

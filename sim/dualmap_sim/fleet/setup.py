@@ -66,3 +66,5 @@ class FleetSetup:
     engine's first token to the worker and the client, from a queue back to the router for a request that moves."""
     changes: tuple[Change, ...] = ()
     """Instances that are lost, leave or come."""
+    adapters: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Which instances serve an adapter; all of them serve one that is not named."""

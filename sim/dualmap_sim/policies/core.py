@@ -19,11 +19,10 @@ class CorePolicy:
         """Decide as the route function does."""
         arrival, pool = flight.arrival, sight.pool
         key = pool.key(arrival)
-        pair = [index for index in pool.candidates(key) if index in pool.usable] or [
-            pool.usable[key % len(pool.usable)]
-        ]
+        home = pool.candidates(key, arrival.adapter)
+        pair = [index for index in home if index in sight.usable] or [sight.usable[key % len(sight.usable)]]
         if not flight.moves and arrival.chunks:
-            pool.counts.observe(arrival.chunks, len(pool.usable))
+            pool.counts.observe(arrival.chunks, len(sight.usable))
         request = ChoiceRequest(arrival.input_tokens, CHUNK_TOKENS, flight.slo_s)
         pool.turn += 1
         decision = choose(
@@ -35,7 +34,7 @@ class CorePolicy:
             self._outpost(flight, sight, pair, key),
         )
         index_of = pool.index_of
-        if self._has_outposts(flight) and index_of[decision.instance] not in pool.candidates(key):
+        if self._has_outposts(flight) and index_of[decision.instance] not in home:
             pool.outposts.put(key, decision.instance)
         chosen, other = decision.chosen, decision.other
         return Choice(

@@ -32,7 +32,8 @@ class MemberRing:
         for name in self._ring.walk(key):
             if name not in met:
                 met.add(name)
-                yield pool.index_of[name]
+                if pool.index_of[name] in sight.usable:
+                    yield pool.index_of[name]
                 if len(met) == len(self._ring.members):
                     return
 

@@ -5,7 +5,7 @@ import pytest
 from dualmap_sim.fleet.fleet import Fleet
 from dualmap_sim.fleet.setup import Change, FleetSetup
 from dualmap_sim.fleet.state import Books
-from dualmap_sim.policies import make_policy
+from dualmap_sim.policies import POLICIES, make_policy, with_policy
 from dualmap_sim.workloads.arrival import Arrival, to_arrivals
 from dualmap_sim.workloads.registry import make_workload
 from dualmap_sim.workloads.traffic import Traffic
@@ -74,3 +74,23 @@ def test_without_an_instance_requests_wait_or_are_refused() -> None:
     )
     assert [f.refused for f in fleet.flights] == [False, True, False]
     assert [f.first_token_s is not None for f in fleet.flights] == [True, False, True]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_adapters_requests_go_where_it_is_served(policy: str) -> None:
+    setup = with_policy(FleetSetup(num_instances=4, adapters=(("fr", (1, 3)), ("gone", ()))), policy)
+    fleet = Fleet(setup, make_policy(setup))
+    arrivals = [
+        Arrival(0.05 * i, f"r{i}", 2000, 4, (i % 5,) * 3, adapter=("", "fr", "de", "gone")[i % 4])
+        for i in range(200)
+    ]
+    assert fleet.run(arrivals)
+    where: dict[str, set[int]] = {}
+    for flight in fleet.flights:
+        assert flight.refused == (flight.arrival.adapter == "gone")
+        if flight.choice is not None:
+            where.setdefault(flight.arrival.adapter, set()).add(flight.choice.index)
+    assert where["fr"] <= {1, 3} and where.keys() == {"", "fr", "de"}
+    if policy in ("dualmap", "least-loaded", "round-robin"):
+        assert where["fr"] == {1, 3} and where["de"] == {0, 1, 2, 3}
+    assert fleet.books == Books.empty(4)

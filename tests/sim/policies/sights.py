@@ -22,11 +22,11 @@ class HandMade:
         names = tuple(f"i{index}" for index in range(num_instances))
         self.pool = Pool.of(names, [1.0] * num_instances, telemetry)
         self.books = Books.empty(num_instances)
-        self.sight = Sight(self.pool, self.books, 0.0, Random(seed))
+        self.sight = Sight(self.pool, self.books, 0.0, Random(seed), usable=self.pool.usable)
 
     def at(self, now_s: float) -> Sight:
         """The sight at a time."""
-        self.sight.now_s = now_s
+        self.sight.now_s, self.sight.usable = now_s, self.pool.usable
         return self.sight
 
     def holds(self, index: int, chunks: Sequence[int]) -> None:
