@@ -187,7 +187,7 @@ def test_a_client_that_vanishes_behind_tls(authority: Authority, pem: Pem) -> No
         await gone.wait()
 
     async def body() -> None:
-        async with serving(never, limits, tls.context) as served:
+        async with serving(never, limits, tls=tls.context) as served:
             _, writer = await asyncio.open_connection(
                 "127.0.0.1", served.port, ssl=authority.client_context()
             )
