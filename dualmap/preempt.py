@@ -5,7 +5,8 @@ behind it theirs. Until its first byte nobody was sent anything, so it may be ab
 it has computed stays in the engine's prefix cache, and it resumes from there. A prefill *gives way* when it
 is late anyway, not too old, and worth the abort; it is then ordered as if it still waited. It is preempted when
 a feasible request is ahead of it in that order and its run has lasted long enough to have computed something:
-each run makes progress, and their number is bounded. Where tenants take turns that order has them too. Too old is well before the age bound: work that is put off
+each run makes progress, and their number is bounded. Where tenants take turns that order has them too: who would
+be the next to start again is left alone. Too old is well before the age bound: work that is put off
 until it goes first costs every feasible request behind it, and a whole pool of it would miss all objectives.
 """
 

@@ -93,7 +93,9 @@ def _owed_by_aged(
     # Nobody waits to be paid by a tenant that does not wait.
     present = {_whose(request, rule) for request in waiting}
     return {
-        who: seconds for who, seconds in {**deficits.aged_owe_s, ours: owed_s}.items() if seconds and who in present
+        who: seconds
+        for who, seconds in {**deficits.aged_owe_s, ours: owed_s}.items()
+        if seconds and who in present
     }
 
 

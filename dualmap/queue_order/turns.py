@@ -59,7 +59,9 @@ def serve_in_turns(
 
 def _by_place(lines: _Lines, left: Mapping[str, float]) -> Iterator[tuple[int, QueuedRequest]]:
     """Take from the lines of tenants that have something left, for as long as they have: the first place first."""
-    heads = [(lines[tenant][0][0], tenant) for tenant, left_s in left.items() if left_s > 0.0 and lines[tenant]]
+    heads = [
+        (lines[tenant][0][0], tenant) for tenant, left_s in left.items() if left_s > 0.0 and lines[tenant]
+    ]
     heapify(heads)
     while heads:
         _, tenant = heappop(heads)

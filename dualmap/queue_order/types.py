@@ -38,7 +38,7 @@ class OrderRule:
     """... for no more than this share of the engine's time while others could be in time; more than 0, at most 1."""
     tenant_fairness: bool = True
     """`late-last`: tenants take turns; `dlpm` is nothing without."""
-    quantum_s: float = 1.0
+    quantum_s: float = 0.25
     """The prefill seconds that every tenant gets per round of turns; more than 0."""
 
 

@@ -21,7 +21,13 @@ class Engine:
         self.stopping: list[Job] = []
 
     def arrives(
-        self, name: str, now_s: float, tokens: int = 1000, slo_s: float = 5.0, streamed: bool = True, tenant: str = ""
+        self,
+        name: str,
+        now_s: float,
+        tokens: int = 1000,
+        slo_s: float = 5.0,
+        streamed: bool = True,
+        tenant: str = "",
     ) -> Job:
         job = Job(name, now_s, tokens, 0, slo_s, tenant=tenant, streamed=streamed)
         job.start = lambda: self.inside.append(job)
@@ -178,7 +184,8 @@ def test_a_late_head_keeps_the_engine_while_its_tenant_has_a_turn_and_the_timer_
 @given(
     works=st.lists(
         st.tuples(st.sampled_from("xyz"), st.sampled_from([500, 4000, 20_000, 90_000]), st.floats(0.0, 1.5)),
-        min_size=2, max_size=24,
+        min_size=2,
+        max_size=24,
     ),
     tick_s=st.sampled_from([0.05, 0.3]),
 )

@@ -1,4 +1,4 @@
-"""Turns of tenants over late-last: everybody has a share of the prefill seconds, and one tenant alone sees nothing of it."""
+"""Turns of tenants over late-last: everybody has a share of the seconds, and one tenant alone sees nothing of it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -15,14 +15,18 @@ PLAIN = replace(FAIR, tenant_fairness=False)
 NEVER_S = 1e9
 
 
-def of(tenant: str, names: str, age_s: float = 1.0, own_s: float = 1.0, slo_s: float = 100.0) -> list[QueuedRequest]:
+def of(
+    tenant: str, names: str, age_s: float = 1.0, own_s: float = 1.0, slo_s: float = 100.0
+) -> list[QueuedRequest]:
     return [queued(name, age_s, own_s, slo_s, tenant=tenant) for name in names]
 
 
 CASES = {
     "a quantum each in turn": ([*of("x", "abc", 2), *of("y", "pqr")], {}, "apbqcr"),
     "of those in credit arrival order decides": ([*of("x", "a", 1), *of("y", "p", 2)], {}, "pa"),
-    "who has something left goes before who was there first": ([*of("x", "a", 9), *of("y", "p")], {"x": -1.0, "y": 0.5}, "pa"),
+    "who has something left goes before who was there first": (
+        [*of("x", "a", 9), *of("y", "p")], {"x": -1.0, "y": 0.5}, "pa"
+    ),
     "late behind those in credit that can be in time": (
         [*of("x", "a", 9, slo_s=1), *of("y", "p")], {"x": 0.5, "y": 0.5}, "pa"
     ),
@@ -57,7 +61,9 @@ def serve(queue: list[QueuedRequest], rule: OrderRule) -> tuple[list[str], list[
     return served, deficits
 
 
-@given(queue=QUEUES, busy_s=TIMES, name=st.sampled_from(["", "x"]), bound_s=st.sampled_from([0.0, 10.0, 60.0]))
+@given(
+    queue=QUEUES, busy_s=TIMES, name=st.sampled_from(["", "x"]), bound_s=st.sampled_from([0.0, 10.0, 60.0])
+)
 def test_one_tenant_alone_is_served_as_if_there_were_no_turns(
     queue: list[QueuedRequest], busy_s: float, name: str, bound_s: float
 ) -> None:
@@ -112,7 +118,9 @@ def test_over_any_window_who_waits_has_its_share(
 
 
 @given(queue=QUEUES, left_s=st.dictionaries(st.sampled_from("xyz"), st.integers(-40, 4).map(lambda n: n / 4)))
-def test_nothing_is_left_out_and_the_counts_stay_small(queue: list[QueuedRequest], left_s: dict[str, float]) -> None:
+def test_nothing_is_left_out_and_the_counts_stay_small(
+    queue: list[QueuedRequest], left_s: dict[str, float]
+) -> None:
     ordered = order(queue, NOW_S, 0.0, FAIR, Deficits(left_s))
     assert sorted(e.request.request_id for e in ordered) == sorted(r.request_id for r in queue)
     served, counted = serve(queue, FAIR)
