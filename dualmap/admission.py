@@ -9,7 +9,7 @@ gives way to a feasible request (`dualmap.preempt`): it is stopped, and waits ag
 A long one that is late starts alone: beside others it would fill their step, and their first bytes wait for that.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dualmap.job import Job
@@ -24,11 +24,13 @@ from dualmap.preempt import (
 )
 from dualmap.queue_order import (
     NO_DEFICITS,
+    Deficits,
     Ordered,
     OrderRule,
     QueuedRequest,
     charge,
     discipline,
+    give_back,
 )
 from dualmap.samples import PrefillSamples
 from dualmap.ttft import SpeedTracker
@@ -77,7 +79,8 @@ class Admission:
         self._samples = PrefillSamples()
         self._last_first_byte_s = 0.0
         self._undone_until_s = 0.0
-        self._deficits = NO_DEFICITS
+        self.deficits: Deficits = NO_DEFICITS
+        """What tenants may still be served, where the order counts that."""
 
     # What is known
 
@@ -129,10 +132,10 @@ class Admission:
 
     def _ordered(self, now_s: float, speed: PrefillSpeed) -> list[Ordered]:
         line = self._in_line(now_s, speed)
-        entries = order_behind(line, self._queued_requests(speed), now_s, self._rule, self._deficits)
+        entries = order_behind(line, self._queued_requests(speed), now_s, self._rule, self.deficits)
         return [entry for entry in entries if entry.request.request_id in self.queue]
 
-    def _queued_requests(self, speed: PrefillSpeed) -> Iterable[QueuedRequest]:
+    def _queued_requests(self, speed: PrefillSpeed) -> Sequence[QueuedRequest]:
         return [job.queued(job.own_s(speed)) for job in self.queue.values()]
 
     def _running_requests(self, now_s: float, speed: PrefillSpeed) -> Iterable[RunningRequest]:
@@ -203,7 +206,7 @@ class Admission:
 
     def _charge(self, waiting: list[QueuedRequest], now_s: float) -> None:
         """The first of those that wait starts."""
-        self._deficits = charge(self._deficits, waiting[0], waiting, now_s, self._rule)
+        self.deficits = charge(self.deficits, waiting[0], waiting, now_s, self._rule)
 
     def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
         late_last = discipline(self._rule).puts_late_last
@@ -217,7 +220,7 @@ class Admission:
         if not line.giving_way:
             return None
         queue = self._queued_requests(speed)
-        planned = plan_preemption(line, queue, now_s, self._rule, self._preempt_rule)
+        planned = plan_preemption(line, queue, now_s, self._rule, self._preempt_rule, self.deficits)
         if planned is None or planned.after_s > 0.0:
             return None if planned is None else planned.after_s
         head = self.line[0]
@@ -228,6 +231,7 @@ class Admission:
     def requeue(self, job: Job, now_s: float) -> None:
         """A request that was stopped is out of the engine: it waits again, and will find in the cache what it did."""
         if job in self.line:
+            self._give_back(job, now_s)
             if job is self.line[0]:
                 own_s, ran_s = job.own_s(self.speed(now_s)), now_s - self.head_since_s()
                 done = computed_tokens(job.uncached_tokens, ran_s, own_s)
@@ -238,6 +242,13 @@ class Admission:
         job.preemptions += 1
         self.preemptions += 1
         self.queue[job.request_id] = job
+
+    def _give_back(self, job: Job, now_s: float) -> None:
+        """Its tenant has back what it was charged for and not served, without the step that the engine ends."""
+        for running in self._running_requests(now_s, self.speed(now_s)):
+            if running.queued.request_id == job.request_id:
+                left_s = running.queued.own_s - running.stop_s
+                self.deficits = give_back(self.deficits, job.queued(left_s), self._rule)
 
     def first_byte(self, job: Job, now_s: float, telling: bool = True) -> None:
         """A prefill is over: the next in line has the engine.

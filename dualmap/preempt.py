@@ -5,14 +5,24 @@ behind it theirs. Until its first byte nobody was sent anything, so it may be ab
 it has computed stays in the engine's prefix cache, and it resumes from there. A prefill *gives way* when it
 is late anyway, not too old, and worth the abort; it is then ordered as if it still waited. It is preempted when
 a feasible request is ahead of it in that order and its run has lasted long enough to have computed something:
-each run makes progress, and their number is bounded. Too old is well before the age bound: work that is put off
+each run makes progress, and their number is bounded. Where tenants take turns that order has them too: who would
+be the next to start again is left alone. Too old is well before the age bound: work that is put off
 until it goes first costs every feasible request behind it, and a whole pool of it would miss all objectives.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dualmap.queue_order import NO_DEFICITS, Deficits, Ordered, OrderRule, QueuedRequest, discipline, order
+from dualmap.queue_order import (
+    NO_DEFICITS,
+    Deficits,
+    Ordered,
+    OrderRule,
+    QueuedRequest,
+    discipline,
+    give_back,
+    order,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +95,50 @@ def order_behind(
     order_rule: OrderRule,
     deficits: Deficits = NO_DEFICITS,
 ) -> Sequence[Ordered]:
-    """The queue in serving order, among it the prefills that give way, as if they waited."""
+    """The queue in serving order, among it the prefills that give way, as if they waited: their tenants have back
+    what is left of them."""
+    for running in line.giving_way:
+        deficits = give_back(deficits, running.queued, order_rule)
     waiting = [*queue, *(running.queued for running in line.giving_way)]
     return order(waiting, now_s, line.blocking_s, order_rule, deficits)
 
 
 def plan_preemption(
-    line: Line, queue: Iterable[QueuedRequest], now_s: float, order_rule: OrderRule, rule: PreemptRule
+    line: Line,
+    queue: Sequence[QueuedRequest],
+    now_s: float,
+    order_rule: OrderRule,
+    rule: PreemptRule,
+    deficits: Deficits = NO_DEFICITS,
 ) -> Preemption | None:
-    """The prefill to preempt: the engine's head, if it gives way and a feasible request is ahead of it."""
+    """The prefill to preempt: the engine's head, if it gives way and a feasible request is ahead of it.
+
+    While its tenant has some of its quantum left it may be ahead for that alone: then until that is used up.
+    """
     # Only the head has computed anything; whoever is behind it would be stopped without having begun.
     head = next((running for running in line.giving_way if running.ran_s > 0.0), None)
     if head is None:
         return None
-    for entry in order_behind(line, queue, now_s, order_rule):
-        if entry.request is head.queued:
-            return None
-        if entry.feasible:
-            return Preemption(head.queued.request_id, max(rule.min_run_s - head.ran_s, 0.0))
+    run_s = max(rule.min_run_s - head.ran_s, 0.0)
+    if _one_is_ahead(head, order_behind(line, queue, now_s, order_rule, deficits)):
+        return Preemption(head.queued.request_id, run_s)
+    tenant = head.queued.tenant
+    credit_s = give_back(deficits, head.queued, order_rule).left_s.get(tenant, 0.0)
+    if credit_s <= 0.0:
+        return None
+    used_up = replace(deficits, left_s={**deficits.left_s, tenant: -head.queued.own_s})
+    if _one_is_ahead(head, order_behind(line, queue, now_s, order_rule, used_up)):
+        return Preemption(head.queued.request_id, max(run_s, credit_s))
     return None
+
+
+def _one_is_ahead(head: RunningRequest, entries: Iterable[Ordered]) -> bool:
+    for entry in entries:
+        if entry.request is head.queued:
+            return False
+        if entry.feasible:
+            return True
+    return False
 
 
 def computed_tokens(uncached_tokens: int, ran_s: float, own_s: float) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
-from dualmap.queue_order import Ordered, OrderRule, QueuedRequest, order
+from dualmap.queue_order import NO_DEFICITS, Deficits, Ordered, OrderRule, QueuedRequest, order
 from dualmap.types import LAMBDA_OWN, PrefillSpeed
 
 _TARGETS_WEIGHED = 4
@@ -51,6 +51,8 @@ class InstanceQueue:
     queue: tuple[QueuedWork, ...] = ()
     accepts: bool = True
     """False while draining, held or with unknown telemetry: nothing moves there."""
+    deficits: Deficits = NO_DEFICITS
+    """Where tenants take turns: what each may still be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,8 @@ class _Pool:
 
     def _ordered(self, queue: InstanceQueue) -> Sequence[Ordered]:
         """The queue as its worker will serve it."""
-        return order((work.queued for work in queue.queue), self._now_s, queue.busy_s, self._rule.order)
+        works = (work.queued for work in queue.queue)
+        return order(works, self._now_s, queue.busy_s, self._rule.order, queue.deficits)
 
     def _wait_s(self, queue: InstanceQueue) -> float:
         """What a feasible newcomer would wait for."""

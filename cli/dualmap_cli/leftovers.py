@@ -50,9 +50,11 @@ async def find_leftovers(
         charges = 0
         for router in await redis.smembers(keys.routers):
             charges += await redis.hlen(keys.router_charges(router.decode()))
-        registrations = await redis.hvals(keys.instances)
+        registered = await redis.hgetall(keys.instances)
+        for instance in registered:
+            booked += await redis.hvals(keys.tenants(instance.decode()))
     queued = running = buffers = noted = 0
-    for packed in registrations:
+    for packed in registered.values():
         described = await _describe(packed, access)
         if described is not None:
             queued += described.queued

@@ -2,11 +2,12 @@
 
 Smaller priorities go first, and within a priority class one of a family of orders decides: one file each, with
 its source and what is not known of it. An order only says who is next. Whether a request is feasible means the
-same under all of them: it meets its SLO at its place. Orders are pure; `dlpm`, which counts what tenants were
-served, gets the counts passed in, and `charge` gives the new ones when a request starts.
+same under all of them: it meets its SLO at its place. Orders are pure; those that count what tenants were served
+get the counts passed in, `charge` gives the new ones when a request starts, and `give_back` when it waits again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from dualmap.errors import UnknownOrderError
@@ -17,6 +18,7 @@ from dualmap.queue_order.fcfs import FCFS
 from dualmap.queue_order.late_last import LATE_LAST
 from dualmap.queue_order.longest_prefix import LONGEST_PREFIX
 from dualmap.queue_order.shortest_prefill import SHORTEST_PREFILL
+from dualmap.queue_order.turns import give_back_turn
 from dualmap.queue_order.types import (
     NO_DEFICITS,
     Deficits,
@@ -38,6 +40,7 @@ __all__ = [
     "QueuedRequest",
     "charge",
     "discipline",
+    "give_back",
     "order",
 ]
 
@@ -87,6 +90,13 @@ def charge(
     """The deficits once `started`, one of the `waiting`, was started; the same value if the order has none."""
     count = discipline(rule).charge
     return deficits if count is None else count(deficits, started, waiting, now_s, rule)
+
+
+def give_back(deficits: Deficits, undone: QueuedRequest, rule: OrderRule) -> Deficits:
+    """The deficits once a request that was started waits again; `undone.own_s` is what it was not served."""
+    if not deficits.left_s:
+        return deficits
+    return replace(deficits, left_s=give_back_turn(deficits.left_s, undone, rule))
 
 
 def discipline(rule: OrderRule) -> Discipline:

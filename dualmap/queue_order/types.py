@@ -36,8 +36,10 @@ class OrderRule:
     """`late-last`: a late request that waited this long goes first ..."""
     aged_share: float = 0.5
     """... for no more than this share of the engine's time while others could be in time; more than 0, at most 1."""
-    quantum_s: float = 1.0
-    """`dlpm`: the prefill seconds that every tenant gets per round; more than 0."""
+    tenant_fairness: bool = True
+    """`late-last`: tenants take turns; `dlpm` is nothing without."""
+    quantum_s: float = 0.25
+    """The prefill seconds that every tenant gets per round of turns; more than 0."""
 
 
 class Ordered(NamedTuple):
@@ -59,6 +61,8 @@ class Deficits:
 
     left_s: Mapping[str, float] = field(default_factory=dict)
     """Prefill seconds by tenant, below 0 after a request that was longer than what was left; 0 where absent."""
+    aged_owe_s: Mapping[str, float] = field(default_factory=dict)
+    """`late-last`: prefill seconds that each tenant's aged requests owe its others; 0 where absent."""
 
 
 NO_DEFICITS = Deficits()

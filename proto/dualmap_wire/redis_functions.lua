@@ -281,6 +281,39 @@ end
 
 -- Charges ------------------------------------------------------------------------------------------------
 
+-- The id of a named tenant's charge ends in its name.
+local function tenant_of(charge) return string.match(charge, '@(.+)$') end
+
+-- tenants:<instance> holds the microseconds booked there by named tenant.
+local function count_tenant(prefix, charge, instance, us)
+  local tenant = tenant_of(charge)
+  if not tenant then return end
+  local key = prefix .. 'tenants:' .. instance
+  if call('HINCRBY', key, tenant, us) == 0 then call('HDEL', key, tenant) end
+end
+
+-- The best of those where tenants' turns keep the wait within a bound, or nil: until a request and what its tenant
+-- has booked before it are served, each other tenant is served no more than that.
+local function best_in_turn(prefix, request, list, tenant, max_wait_s)
+  local within = {}
+  for _, e in ipairs(list) do
+    local flat, ours, wait_s = call('HGETALL', prefix .. 'tenants:' .. e.instance), 0.0, 0.0
+    for i = 1, #flat, 2 do
+      if flat[i] == tenant then ours = tonumber(flat[i + 1]) / 1000000 end
+    end
+    for i = 1, #flat, 2 do
+      if flat[i] ~= tenant then wait_s = wait_s + math.min(tonumber(flat[i + 1]) / 1000000, ours + e.own_s) end
+    end
+    wait_s = wait_s + ours
+    if wait_s < e.wait_s and wait_s <= max_wait_s then
+      e.score = e.score - e.wait_s + wait_s
+      e.wait_s, e.ttft_s, e.feasible = wait_s, wait_s + e.own_s, wait_s + e.own_s <= request.slo_s
+      within[#within + 1] = e
+    end
+  end
+  return smallest(within, 'score')
+end
+
 local function release_one(prefix, router_key, charge)
   local booked = call('HGET', router_key, charge)
   if not booked then return 0 end
@@ -290,6 +323,7 @@ local function release_one(prefix, router_key, charge)
   if call('HINCRBY', prefix .. 'charges', field, -tonumber(us)) == 0 then
     call('HDEL', prefix .. 'charges', field)
   end
+  count_tenant(prefix, charge, instance, -tonumber(us))
   return 1
 end
 
@@ -299,6 +333,7 @@ local function book_one(prefix, router, charge, class, us, instance)
   release_one(prefix, router_key, charge)
   call('HINCRBY', prefix .. 'charges', class .. ':' .. instance, us)
   call('HSET', router_key, charge, class .. ' ' .. us .. ' ' .. instance)
+  count_tenant(prefix, charge, instance, us)
   -- Whoever holds a charge can be reaped, even if it was reaped or the store was flushed since its last poll.
   if call('HLEN', router_key) == 1 then call('SADD', prefix .. 'routers', router) end
 end
@@ -365,6 +400,9 @@ local function route(keys, args)
     local best = best_within(estimates(request.pair), max_wait_s)
     local other = best_within(estimates(others_of(request.names, start, request.pair)), max_wait_s)
     if other and not (best and best.score <= other.score) then best = other end
+    -- What another tenant has sent in excess is in nobody's way who takes turns with it.
+    local tenant = not best and tenant_of(charge)
+    if tenant then best = best_in_turn(prefix, request, estimates(request.pair), tenant, max_wait_s) end
     if not best then return { 'overload', math.floor(chosen.wait_s * 1000000) } end
     chosen, backup, reason = best, chosen, 'escape'
   end

@@ -9,6 +9,7 @@
 | routers | set | routers that may have charges | router, route function | until reaped |
 | charges | hash | f:<i> / i:<i> -> booked microseconds, feasible and infeasible | functions | zero when idle |
 | charges:<r> | hash | charge id -> class, microseconds, instance | functions | until released or reaped |
+| tenants:<i> | hash | named tenant -> its booked microseconds | functions | zero when idle |
 | perf | hash | instance -> speed, running prefill, held (msgpack) | rebalancer leader | until the instance is reaped |
 | own:<i> | sorted set | chunk hash -> when written, microseconds | router (expected), worker (by KV events) | dies with the generation |
 | keys, keys:current, keys:older, keys:splits | hash, hash, hash, set | prefix counts and splits; its version follows the clock | route function | bounded by count |
@@ -48,6 +49,10 @@ class PoolKeys:
     def charges(self) -> str:
         """Booked microseconds per instance and class."""
         return self.key("charges")
+
+    def tenants(self, instance: str) -> str:
+        """What named tenants have booked on an instance."""
+        return self.key("tenants", instance)
 
     def router_charges(self, router: str) -> str:
         """Charge id -> class, microseconds, instance."""

@@ -5,7 +5,7 @@ messages of one generation of a worker, so that a subscriber sees a gap and a re
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ from dualmap.types import PrefillSpeed
 from dualmap_wire.errors import WireError
 
 QUEUE_TOPIC = b"dualmap.queue"
+MAX_TENANT_CHARS = 64
+"""Of a tenant's name, as in files of API keys: a report holds many."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class QueuedReport(msgspec.Struct, frozen=True, kw_only=True):
     movable: bool = True
     backup: str = ""
     backup_cached_tokens: int = 0
+    tenant: Annotated[str, msgspec.Meta(max_length=MAX_TENANT_CHARS)] = ""
 
 
 class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +107,8 @@ class QueueReport(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `busy_s` that gives way to a feasible request."""
     preemptions: int = 0
     """Prefills that were aborted and queued again, in all."""
+    tenants_left_s: dict[str, float] = {}
+    """Prefill seconds that tenants of the queue have left of their quantum, or overdrew; 0 where absent."""
 
     @property
     def prefill_speed(self) -> PrefillSpeed:

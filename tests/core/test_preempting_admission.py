@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dualmap.admission import Admission
 from dualmap.job import Job
 from dualmap.preempt import PreemptRule
-from dualmap.queue_order import OrderRule
+from dualmap.queue_order import Deficits, OrderRule
 
 LONG = 100_000
 
@@ -21,9 +21,15 @@ class Engine:
         self.stopping: list[Job] = []
 
     def arrives(
-        self, name: str, now_s: float, tokens: int = 1000, slo_s: float = 5.0, streamed: bool = True
+        self,
+        name: str,
+        now_s: float,
+        tokens: int = 1000,
+        slo_s: float = 5.0,
+        streamed: bool = True,
+        tenant: str = "",
     ) -> Job:
-        job = Job(name, now_s, tokens, 0, slo_s, streamed=streamed)
+        job = Job(name, now_s, tokens, 0, slo_s, tenant=tenant, streamed=streamed)
         job.start = lambda: self.inside.append(job)
         job.stop = lambda: self.stopping.append(job)
         self.admission.add(job)
@@ -152,6 +158,77 @@ def test_an_unstreamed_one_resumes_too_and_tells_its_router_once() -> None:
     assert (adm.queue, adm.line, adm.running) == ({}, [], set())
 
 
+def test_a_late_head_keeps_the_engine_while_its_tenant_has_a_turn_and_the_timer_knows() -> None:
+    engine = Engine()
+    adm = engine.admission
+    late = engine.arrives("late", 0.0, LONG, tenant="x")
+    adm.admit(0.0)
+    # 1. y has just had its turn: x has the engine until it has used up its own.
+    own_s = late.own_s(adm.speed(0.0))
+    adm.deficits = Deficits({"y": -0.5, "x": 1.0 - own_s})
+    engine.arrives("good", 0.1, tenant="y")
+    [giving_way] = adm.in_hand(0.1).line.giving_way
+    again_s = adm.admit(0.1)
+    assert engine.stopping == []
+    assert again_s == pytest.approx(1.0 - 0.1 - giving_way.stop_s)
+    # 2. Once x has used up its turn, y has its own; what was left undone is given back.
+    now_s = 0.1 + again_s + 0.01
+    adm.admit(now_s)
+    assert engine.stopping == [late]
+    engine.out(now_s)
+    assert -0.1 < adm.deficits.left_s["x"] <= 0.0
+    adm.admit(now_s)
+    assert [job.request_id for job in engine.inside] == ["good"]
+
+
+@given(
+    works=st.lists(
+        st.tuples(st.sampled_from("xyz"), st.sampled_from([500, 4000, 20_000, 90_000]), st.floats(0.0, 1.5)),
+        min_size=2,
+        max_size=24,
+    ),
+    tick_s=st.sampled_from([0.05, 0.3]),
+)
+def test_nobody_is_preempted_only_to_start_again_at_once(
+    works: list[tuple[str, int, float]], tick_s: float
+) -> None:
+    """A serial engine, exact estimates: whoever is stopped sees another start first; all are served in the end."""
+    engine = Engine(PreemptRule(min_run_s=0.1))
+    adm, now_s, due_s = engine.admission, 0.0, 0.0
+    due: list[tuple[float, str, int]] = []
+    for tenant, tokens, gap_s in works:
+        due_s += gap_s
+        due.append((due_s, tenant, tokens))
+    left_s: dict[str, float] = {}
+    for _ in range(60_000):
+        while due and due[0][0] <= now_s:
+            _, tenant, tokens = due.pop(0)
+            engine.arrives(f"{len(due)}{tenant}", now_s, tokens, tenant=tenant)
+        adm.admit(now_s)
+        if engine.stopping:
+            stopped = engine.out(now_s)
+            left_s.pop(stopped.request_id, None)
+            already = list(engine.inside)
+            adm.admit(now_s)
+            began = [job for job in engine.inside if job not in already]
+            assert not began or began[0] is not stopped
+        if not (due or engine.inside or adm.queue):
+            break
+        if engine.inside:
+            head = adm.line[0] if adm.line else engine.inside[0]
+            left_s.setdefault(head.request_id, head.own_s(adm.tracker.speed()))
+            left_s[head.request_id] -= tick_s
+            now_s += tick_s
+            if left_s[head.request_id] <= 0.0:
+                adm.first_byte(head, now_s)
+                engine.inside.remove(head)
+                adm.finish(head, now_s)
+        else:
+            now_s += tick_s
+    assert not (due or engine.inside or adm.queue)
+    assert adm.deficits.left_s.keys() <= {"x", "y", "z"}
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["long", "good", "whole", "take", "byte", "end", "cancel", "out", "out", "tick"]),
@@ -176,7 +253,9 @@ def test_whatever_happens_it_ends_empty(steps: list[tuple[str, int, float]]) -> 
         now_s += after_s
         if what in ("long", "good", "whole"):
             tokens = 1000 if what == "good" else 40_000 + which * 5000
-            seen[f"r{number}"] = engine.arrives(f"r{number}", now_s, tokens, streamed=what != "whole")
+            seen[f"r{number}"] = engine.arrives(
+                f"r{number}", now_s, tokens, streamed=what != "whole", tenant="xy"[which % 2]
+            )
         elif what == "take" and adm.queue:
             assert adm.take(sorted(adm.queue)[which % len(adm.queue)]) is not None
         elif what == "out" and engine.stopping:

@@ -134,7 +134,8 @@ def by_class(ordered: Sequence[Ordered]) -> list[list[Ordered]]:
 def test_feasible_before_late_but_for_the_aged(
     queue: list[QueuedRequest], busy_s: float, bound_s: float
 ) -> None:
-    for entries in by_class(order(queue, NOW_S, busy_s, OrderRule(age_bound_s=bound_s))):
+    rule = OrderRule(age_bound_s=bound_s, tenant_fairness=False)
+    for entries in by_class(order(queue, NOW_S, busy_s, rule)):
         flags = [e.feasible for e in entries]
         first = flags.index(True) if True in flags else len(flags)
         ages = [NOW_S - e.request.arrival_s for e in entries]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap.queue_order import Ordered, QueuedRequest, order
+from dualmap.queue_order import Deficits, Ordered, OrderRule, QueuedRequest, order
 from dualmap.rebalance import InstanceQueue, Move, QueuedWork, RebalanceRule, is_hot, plan_moves
 from dualmap.types import PrefillSpeed
 
@@ -280,3 +280,17 @@ def test_every_planned_move_is_eligible(
         state[move.target] = replace(target, queue=(*target.queue, arrived))
     moved_ids = [m.request_id for m in moves]
     assert len(moved_ids) == len(set(moved_ids))
+
+
+def test_moves_follow_the_tenants_turns_as_the_worker_does() -> None:
+    """Who is last in the queue gains most by a move: whose tenant has overdrawn its turn, not who came last."""
+    flood = [work(f"f{i}", age_s=1 - i / 100, slo_s=20.0) for i in range(7)]
+    flood = [replace(w, queued=replace(w.queued, tenant="flood")) for w in flood]
+    quiet = work("quiet", slo_s=20.0)
+    quiet = replace(quiet, queued=replace(quiet.queued, tenant="quiet"))
+    source = replace(queue("a", *flood, quiet), deficits=Deficits({"flood": -0.5}))
+    one = replace(RULE, max_batch=1)
+    [move] = plan(source, queue("b"), rule=one)
+    assert move.request_id == "f6"
+    [move] = plan(source, queue("b"), rule=replace(one, order=OrderRule(tenant_fairness=False)))
+    assert move.request_id == "quiet"

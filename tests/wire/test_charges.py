@@ -88,6 +88,49 @@ def test_overload_books_nothing_and_says_how_late(pool: WirePool) -> None:
     assert pool.charges() == before
 
 
+def tenants(pool: WirePool) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in NAMES:
+        for tenant, us in pool.client.hgetall(pool.keys.tenants(name)).items():
+            found[tenant.decode()] = found.get(tenant.decode(), 0) + int(us)
+    return found
+
+
+def test_a_charge_counts_for_the_tenant_that_its_id_names(pool: WirePool) -> None:
+    booked(pool, "c1@acme", tokens=60_000)
+    booked(pool, "c1@acme")
+    booked(pool, "c2@acme", router="r2")
+    booked(pool, "c3")
+    own_us = int(SPEED.prefill_s(1000, 0) * 1e6)
+    assert tenants(pool) == {"acme": 2 * own_us}
+    pool.call("release", "r1", "c1@acme", "c1@acme")
+    assert tenants(pool) == {"acme": own_us}
+    pool.call("release", "r2", "c2@acme")
+    assert not any(pool.client.exists(pool.keys.tenants(name)) for name in NAMES)
+
+
+def test_what_a_tenant_sends_in_excess_turns_no_other_away(pool: WirePool) -> None:
+    huge, small = ChoiceRequest(60_000, 512.0, 60.0), ChoiceRequest(1000, 512.0, 5.0)
+    for number in range(9):
+        assert isinstance(pool.route(route_call(NAMES, f"c{number}@flood", request=huge)), Routed)
+    # 1. The flood is over its bound, and so is who has no turns to take.
+    for charge in ("c9@flood", "c9"):
+        assert isinstance(pool.route(route_call(NAMES, charge, request=small, max_wait_s=2.0)), Overload)
+    # 2. Another tenant is not: the flood is served no more than it before it is.
+    own_s = SPEED.prefill_s(1000, 0)
+    got = pool.route(route_call(NAMES, "q0@quiet", request=small, max_wait_s=2.0))
+    assert isinstance(got, Routed) and got.feasible
+    assert (got.wait_s, got.ttft_s) == (pytest.approx(own_s, abs=2e-6), pytest.approx(2 * own_s, abs=2e-6))
+    # 3. Its own excess turns itself away: twice what it has booked, by turns, is the bound.
+    let_in = 1
+    while isinstance(
+        pool.route(route_call(NAMES, f"q{let_in}@quiet", request=small, max_wait_s=2.0)), Routed
+    ):
+        let_in += 1
+        assert let_in < 100
+    assert let_in == pytest.approx(2 * 2.0 / (2 * own_s), abs=3)
+
+
 def test_a_router_whose_lease_expires_is_reaped(pool: WirePool) -> None:
     pool.members("r1", lease_ms=30)
     pool.members("r2")
@@ -126,7 +169,7 @@ class ChargeMachine(RuleBasedStateMachine):
             self.pool.register(name)
 
     routers = st.sampled_from(ROUTERS)
-    ids = st.sampled_from(["c1", "c2", "c3", "c4"])
+    ids = st.sampled_from(["c1", "c2", "c3@acme", "c4@acme", "c5@other"])
 
     @rule(router=routers, charge=ids, tokens=st.integers(1, 80_000))
     def book(self, router: str, charge: str, tokens: int) -> None:
@@ -193,12 +236,17 @@ class ChargeMachine(RuleBasedStateMachine):
     @invariant()
     def totals_are_the_sums_of_the_routers(self) -> None:
         sums: dict[str, int] = {}
+        by_tenant: dict[str, int] = {}
         held = {}
         for router in ROUTERS:
             for charge, (kind, us, instance) in self.pool.router_charges(router).items():
                 sums[f"{kind}:{instance}"] = sums.get(f"{kind}:{instance}", 0) + us
                 held[router, charge] = instance
+                if "@" in charge:
+                    tenant = charge.partition("@")[2]
+                    by_tenant[tenant] = by_tenant.get(tenant, 0) + us
         assert held == self.held
+        assert tenants(self.pool) == by_tenant
         assert self.pool.charges() == sums
         known = {r.decode() for r in self.pool.client.smembers(self.pool.keys.routers)}
         assert {router for router, _ in held} <= known

@@ -44,7 +44,7 @@ def test_every_key_of_a_live_pool_is_documented(pool: WirePool) -> None:
         hashes = [1, 1000 + i]
         call = route_call(
             ["w1", "w2"],
-            f"c{i}",
+            f"c{i}@acme",
             hashes=hashes,
             key_depth=2 if version else 1,
             split_version=version,
@@ -79,6 +79,7 @@ def test_keys_of_a_pool_carry_one_hash_tag() -> None:
     assert keys.key("own", "w1") == keys.own("w1") == "dm:{llama}:own:w1"
     assert keys.instances == "dm:{llama}:instances"
     assert keys.charges == "dm:{llama}:charges"
+    assert keys.tenants("w1") == "dm:{llama}:tenants:w1"
     assert keys.router_charges("r1") == "dm:{llama}:charges:r1"
     assert keys.perf == "dm:{llama}:perf"
     assert keys.routers == "dm:{llama}:routers"

@@ -53,6 +53,8 @@ _rules = _options(
                  help="A late request goes first then ..."),
     click.option("--aged-share", type=click.FloatRange(0, 1, min_open=True), default=_ORDER.aged_share, **_SHOWN,
                  help="... for no more than this share of the time that others need."),
+    click.option("--tenant-fairness/--no-tenant-fairness", default=_ORDER.tenant_fairness, **_SHOWN,
+                 help="late-last: tenants take turns."),
     click.option("--lambda-own", type=_NOT_NEGATIVE, default=_CHOICE.lambda_own, **_SHOWN,
                  help="Weight of own prefill work."),
     click.option("--escape-at", type=_NOT_NEGATIVE, default=_CHOICE.escape_at, **_SHOWN,

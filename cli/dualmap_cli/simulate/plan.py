@@ -51,6 +51,7 @@ class Options:
     preempt: bool | None
     age_bound_s: float
     aged_share: float
+    tenant_fairness: bool
     lambda_own: float
     escape_at: float
     share: float
@@ -107,7 +108,12 @@ def _fleet(options: Options) -> FleetSetup:
         base,
         kv_blocks=options.kv_blocks,
         choice=ChoiceRule(lambda_own=options.lambda_own, escape_at=options.escape_at),
-        order=replace(base.order, age_bound_s=options.age_bound_s, aged_share=options.aged_share),
+        order=replace(
+            base.order,
+            age_bound_s=options.age_bound_s,
+            aged_share=options.aged_share,
+            tenant_fairness=options.tenant_fairness,
+        ),
         preempt=replace(base.preempt, enabled=options.preempt is not False),
         model=options.model,
         num_routers=options.routers,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from dualmap.queue_order import QueuedRequest
+from dualmap.queue_order import Deficits, QueuedRequest
 from dualmap.rebalance import InstanceQueue, Move, QueuedWork, is_hot, plan_moves
 from dualmap.types import PrefillSpeed
 from dualmap_rebalancer.leadership import Leadership
@@ -129,6 +129,7 @@ class Passes:
             and report.state == "active"
             and not report.held
             and heard.received_s >= self._arrivals_s.get(name, -math.inf) + _HOP_S,
+            deficits=Deficits(report.tenants_left_s),
         )
 
     def _asked_before(self, source: str, heard: Heard) -> _Asked:
@@ -205,6 +206,7 @@ def _work(queued: QueuedReport, received_s: float, *, movable: bool) -> QueuedWo
             cached_tokens=queued.cached_tokens,
             priority=queued.priority,
             prompt_tokens=queued.prompt_tokens,
+            tenant=queued.tenant,
         ),
         prompt_tokens=queued.prompt_tokens,
         backup=queued.backup or None,

@@ -51,7 +51,9 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
     max_queue_scan: Count = 512
     """Most requests looked at per hot instance."""
     order: OrderName = "late-last"
-    """The workers' queue order; reports name no tenant, so dlpm is longest-prefix."""
+    """The workers' queue order."""
+    tenant_fairness: bool = True
+    """Whether tenants take turns in it, as in the workers' setting."""
     age_bound_s: NonNegative = 60.0
     """The workers' age bound: a late request that waited this long goes first."""
     move_deadline_s: Positive = 1.0
@@ -100,5 +102,7 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
             cool_down_s=self.cool_down_s,
             max_batch=self.max_batch,
             max_queue_scan=self.max_queue_scan,
-            order=OrderRule(order=self.order, age_bound_s=self.age_bound_s),
+            order=OrderRule(
+                order=self.order, age_bound_s=self.age_bound_s, tenant_fairness=self.tenant_fairness
+            ),
         )

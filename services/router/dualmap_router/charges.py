@@ -49,9 +49,11 @@ class Charges:
         """How many are live."""
         return len(self._live)
 
-    def open(self) -> str:
-        """A new charge id, not booked yet."""
+    def open(self, tenant: str = "") -> str:
+        """A new charge id, not booked yet; by its end Redis counts what a named tenant has booked."""
         charge_id = f"{self._run}-{next(self._ids):x}"
+        if tenant:
+            charge_id += f"@{tenant}"
         self._live[charge_id] = _Charge()
         return charge_id
 

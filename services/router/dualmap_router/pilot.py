@@ -109,7 +109,9 @@ class Pilot:
         before = flight.placed
         first = before is None
         start_ns = time.time_ns() if flight.trace is not None else 0
-        placed = await self._placement.place(flight.prompt, flight.slo_s, flight.rule, lost, target, first)
+        placed = await self._placement.place(
+            flight.prompt, flight.slo_s, flight.rule, lost, target, first, flight.tenant
+        )
         flight.placed = placed
         if before is not None:
             flight.earlier += (before,)

@@ -100,13 +100,14 @@ class Placement:
         exclude: Set[str] = frozenset(),
         target: str | None = None,
         first: bool = True,
+        tenant: str = "",
     ) -> Placed:
         """Decide and book. `target` fixes the instance of a moved request; `exclude` lost instances.
 
         Only a request's first placement counts along its prefix key. Raises ApiError 503 when no instance can be
         reached, 429 when none answers within the bound. The charge is the caller's to release.
         """
-        charge_id = self.charges.open()
+        charge_id = self.charges.open(tenant)
         try:
             return await self._place(prompt, slo_s, rule, exclude, target, first, charge_id)
         except BaseException:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dualmap.job import Job
+from dualmap_wire.telemetry import MAX_TENANT_CHARS
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import EngineAnswer
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
@@ -62,7 +63,7 @@ class Flow:
             cached_tokens=placement.cached_tokens,
             slo_s=placement.slo_s,
             priority=placement.priority,
-            tenant=placement.tenant,
+            tenant=placement.tenant[:MAX_TENANT_CHARS],
             streamed=submit.streamed,
             feasible=placement.feasible,
             start=self.start,

@@ -51,8 +51,9 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     weight: Positive = 1.0
     """Its share of the keys, relative to other instances."""
     order: OrderName = "late-last"
-    """Of the admission queue; late-last puts who can no longer meet the SLO behind who can; dlpm shares between
-    tenants, which routers with API keys tell."""
+    """Of the admission queue; late-last puts who can no longer meet the SLO behind who can."""
+    tenant_fairness: bool = True
+    """late-last: tenants, which routers with API keys tell, take turns by prefill seconds; dlpm always does that."""
     age_bound_s: Positive = _ORDER.age_bound_s
     """late-last: a late request that waited this long goes first, the oldest at a time ..."""
     aged_share: PositiveShare = _ORDER.aged_share
@@ -108,7 +109,7 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
 
     def order_rule(self) -> OrderRule:
         """The order of the admission queue."""
-        return OrderRule(self.order, self.age_bound_s, self.aged_share)
+        return OrderRule(self.order, self.age_bound_s, self.aged_share, self.tenant_fairness)
 
     def preempt_rule(self) -> PreemptRule:
         """Which running prefills give way."""

@@ -94,6 +94,7 @@ def queue_report(
                 movable=placement.moves == 0 and job.preemptions == 0,
                 backup=placement.backup,
                 backup_cached_tokens=placement.backup_cached_tokens,
+                tenant=job.tenant,
             )
         )
     running = None
@@ -133,4 +134,11 @@ def queue_report(
         owned_chunks=kv.num_chunks,
         preemptible_s=in_hand.line.giving_way_s,
         preemptions=admission.preemptions,
+        tenants_left_s=_left_s(admission, queued),
     )
+
+
+def _left_s(admission: Admission, queued: list[QueuedReport]) -> dict[str, float]:
+    """Of those in the report, so that its bound holds for this too."""
+    left_s = admission.deficits.left_s
+    return {request.tenant: left_s[request.tenant] for request in queued if request.tenant in left_s}

@@ -80,6 +80,7 @@ class SimRebalancer:
                 for job in admission.queue.values()
             ),
             accepts=not admission.held and not instance.draining,
+            deficits=admission.deficits,
         )
 
     def _work(self, instance: SimInstance, job: Job, queued: QueuedRequest) -> QueuedWork:

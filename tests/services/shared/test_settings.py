@@ -115,6 +115,12 @@ def test_the_queue_order_is_one_of_the_known(kind: type[SharedSettings], service
         load_settings(kind, service, {variable: "lifo"})
 
 
+def test_tenants_take_turns_in_both_services_unless_told_otherwise() -> None:
+    assert WorkerSettings().order_rule().tenant_fairness and RebalancerSettings().rule().order.tenant_fairness
+    assert not WorkerSettings(tenant_fairness=False).order_rule().tenant_fairness
+    assert not RebalancerSettings(tenant_fairness=False).rule().order.tenant_fairness
+
+
 def test_secrets_are_masked() -> None:
     environ = {"DUALMAP_REDIS_URL": "rediss://me:pass@host:1/0", "DUALMAP_ROUTER_HASH_SECRET": "s3"}
     rows = {name: value for name, value, _ in load_settings(RouterSettings, "router", environ).rows()}

@@ -8,8 +8,11 @@ from collections.abc import Awaitable
 
 import pytest
 
+from dualmap.queue_order import OrderName
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import Engine
+from dualmap_worker.ownership import KvState
+from dualmap_worker.telemetry import queue_report
 
 from ...waiting import eventually
 from .conftest import SocketEngine, Worker, whole
@@ -210,11 +213,14 @@ async def test_an_engine_that_says_it_died_is_lost(
     )
 
 
-async def test_a_queue_shares_between_tenants_as_routers_name_them(socket_engine: SocketEngine) -> None:
-    """Under dlpm a tenant that asks once comes before the rest of one that asked for much."""
+@pytest.mark.parametrize("order", ["late-last", "dlpm"])
+async def test_a_queue_shares_between_tenants_as_routers_name_them(
+    socket_engine: SocketEngine, order: OrderName
+) -> None:
+    """A tenant that asks once comes before the rest of one that asked for much."""
     engine = Engine(socket_engine.url, "", 30.0, 64)
     await engine.open()
-    worker, release = Worker(engine, max_queued=64, order="dlpm"), asyncio.Event()
+    worker, release = Worker(engine, max_queued=64, order=order), asyncio.Event()
     writer = asyncio.create_task(worker.outbox.drain(worker.write))
 
     async def held(_: asyncio.StreamWriter) -> bytes:
@@ -225,6 +231,10 @@ async def test_a_queue_shares_between_tenants_as_routers_name_them(socket_engine
     streams = [worker.submit(tokens=30_000, tenant="flood") for _ in range(12)]
     streams.append(worker.submit(tokens=100, tenant="quiet"))
     assert {job.tenant for job in worker.admission.queue.values()} == {"flood", "quiet"}
+    now_s = asyncio.get_running_loop().time()
+    report = queue_report(worker.admission, worker.requests, now_s, "w", "p", 1, "active", 4.0, KvState())
+    assert {queued.tenant for queued in report.queued} == {"flood", "quiet"}
+    assert report.tenants_left_s["flood"] < 0.0 and report.tenants_left_s.keys() <= {"flood", "quiet"}
     release.set()
     for stream in streams:
         await worker.ended(stream)
