@@ -10,6 +10,7 @@ be the next to start again is left alone. Too old is well before the age bound: 
 until it goes first costs every feasible request behind it, and a whole pool of it would miss all objectives.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,8 +98,7 @@ def order_behind(
 ) -> Sequence[Ordered]:
     """The queue in serving order, among it the prefills that give way, as if they waited: their tenants have back
     what is left of them."""
-    for running in line.giving_way:
-        deficits = give_back(deficits, running.queued, order_rule)
+    deficits = _given_back(deficits, line, order_rule)
     waiting = [*queue, *(running.queued for running in line.giving_way)]
     return order(waiting, now_s, line.blocking_s, order_rule, deficits)
 
@@ -122,14 +122,42 @@ def plan_preemption(
     run_s = max(rule.min_run_s - head.ran_s, 0.0)
     if _one_is_ahead(head, order_behind(line, queue, now_s, order_rule, deficits)):
         return Preemption(head.queued.request_id, run_s)
-    tenant = head.queued.tenant
-    credit_s = give_back(deficits, head.queued, order_rule).left_s.get(tenant, 0.0)
-    if credit_s <= 0.0:
+    turn = _rest_of_turn(head, line, queue, now_s, order_rule, deficits)
+    if turn is None or not _one_is_ahead(head, order_behind(line, queue, now_s, order_rule, turn[1])):
         return None
-    used_up = replace(deficits, left_s={**deficits.left_s, tenant: -head.queued.own_s})
-    if _one_is_ahead(head, order_behind(line, queue, now_s, order_rule, used_up)):
-        return Preemption(head.queued.request_id, max(run_s, credit_s))
-    return None
+    return Preemption(head.queued.request_id, max(run_s, turn[0]))
+
+
+def _given_back(deficits: Deficits, line: Line, order_rule: OrderRule) -> Deficits:
+    for running in line.giving_way:
+        deficits = give_back(deficits, running.queued, order_rule)
+    return deficits
+
+
+def _rest_of_turn(
+    head: RunningRequest,
+    line: Line,
+    queue: Sequence[QueuedRequest],
+    now_s: float,
+    order_rule: OrderRule,
+    deficits: Deficits,
+) -> tuple[float, Deficits] | None:
+    """How long the head runs until a tenant that has one in time is in its round of turns, and the deficits then."""
+    tenant, quantum_s = head.queued.tenant, order_rule.quantum_s
+    left_s = _given_back(deficits, line, order_rule).left_s
+    ready_s = now_s + line.blocking_s
+    in_time = (r for r in queue if r.tenant != tenant and ready_s + r.own_s <= r.arrival_s + r.slo_s)
+    most_s = max((left_s.get(request.tenant, 0.0) for request in in_time), default=None)
+    if tenant not in left_s or most_s is None:
+        return None
+    # Rounds that only pay the other's debt are the head's alone.
+    then_s = -math.floor(max(-most_s, 0.0) / quantum_s) * quantum_s
+    if left_s[tenant] <= then_s:
+        return None
+    undone_s = sum(r.queued.own_s for r in line.giving_way if r.queued.tenant == tenant)
+    return left_s[tenant] - then_s, replace(
+        deficits, left_s={**deficits.left_s, tenant: then_s - undone_s - quantum_s * 1e-9}
+    )
 
 
 def _one_is_ahead(head: RunningRequest, entries: Iterable[Ordered]) -> bool:
