@@ -50,11 +50,12 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 
 def known_series() -> dict[str, frozenset[str]]:
-    """Every series that exists, recorded ones among them, with its labels; Prometheus' own `up` as well."""
+    """Every series that exists, recorded ones and Prometheus' own among them, with its labels."""
     series = {name: labels for metric in documented().values() for name, labels in metric.series}
     for rule in rules("recording.yml"):
         series[rule["record"]] = frozenset()
-    return {name: labels | TARGET_LABELS for name, labels in {**series, "up": frozenset[str]()}.items()}
+    series |= {"up": frozenset(), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
+    return {name: labels | TARGET_LABELS for name, labels in series.items()}
 
 
 def uses(expression: str) -> list[tuple[str, frozenset[str]]]:

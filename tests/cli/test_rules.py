@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_every_recorded_series_is_listed() -> None:
 def test_an_objective_is_an_edge_of_the_buckets() -> None:
     assert RouterSettings(redis_url="redis://x").slo_ttft_s in TTFT_BUCKETS
     edges = [edge for edge in TTFT_BUCKETS if 0.1 <= edge <= 10]
-    assert all(after <= 2 * before for before, after in zip(edges, edges[1:], strict=False))
+    assert all(after <= 2 * before for before, after in pairwise(edges))
     listed = (ROOT / "docs" / "metrics.md").read_text()
     *most, last = (f"{edge:g}" for edge in TTFT_BUCKETS)
     assert f"{', '.join(most)} and {last} s" in listed
@@ -78,9 +79,7 @@ def test_an_objective_is_an_edge_of_the_buckets() -> None:
 
 def promtool(*args: str, cwd: Path = PROMETHEUS) -> None:
     assert PROMTOOL is not None
-    done = subprocess.run(
-        [PROMTOOL, *args], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([PROMTOOL, *args], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -84,7 +84,11 @@ class Metrics:
         self.owned_chunks.labels(report.instance).set(report.owned_chunks)
 
     def look(
-        self, instance: str, age_s: Callable[[], float], work_s: Callable[[], float], queued: Callable[[], int]
+        self,
+        instance: str,
+        age_s: Callable[[], float],
+        work_s: Callable[[], float],
+        queued: Callable[[], int],
     ) -> None:
         """Read these of an instance when scraped."""
         self.telemetry_age.labels(instance).set_function(age_s)

@@ -222,6 +222,9 @@ async def test_age_and_work_are_read_when_scraped_and_go_with_the_instance(ears:
         await eventually(lambda: ears.count("instance_telemetry_age_seconds", instance="w1") > before_s + 0.1)
         ears.follow()
         for gone in ("telemetry_age_seconds", "work_seconds", "queued"):
-            assert ears.metrics.registry.get_sample_value(
-                f"dualmap_rebalancer_instance_{gone}", {"instance": "w1"}
-            ) is None
+            assert (
+                ears.metrics.registry.get_sample_value(
+                    f"dualmap_rebalancer_instance_{gone}", {"instance": "w1"}
+                )
+                is None
+            )
