@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import yaml
@@ -66,10 +67,11 @@ class Prometheus:
 
     async def query(self, expression: str) -> list[float]:
         """Values of an instant query."""
-        answer = json.loads(await fetch(f"{self.url}/api/v1/query?query={expression}"))
+        answer = json.loads(await fetch(f"{self.url}/api/v1/query?query={quote(expression)}"))
+        assert answer["status"] == "success", (expression, answer)
         return [float(row["value"][1]) for row in answer["data"]["result"]]
 
-    async def fire(self, *alerts: str, timeout_s: float = 45.0) -> None:
+    async def fire(self, *alerts: str, timeout_s: float = 75.0) -> None:
         """Wait until all of these fire."""
 
         async def all_fire() -> bool:
