@@ -1,5 +1,6 @@
 """What the rebalancer counts: every metric by name, in a registry of its own."""
 
+from collections.abc import Callable
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -58,6 +59,13 @@ class Metrics:
         self.owned_chunks = self._gauge(
             "instance_owned_chunks", "Prompt chunks in the KV cache, as its events tell.", "instance"
         )
+        self.telemetry_age = self._gauge(
+            "instance_telemetry_age_seconds", "Since the newest queue report was taken.", "instance"
+        )
+        self.work_seconds = self._gauge(
+            "instance_work_seconds", "Expected prefill time in the engine and its queue.", "instance"
+        )
+        self.queued = self._gauge("instance_queued", "Requests that wait for the engine's turn.", "instance")
         self.fold_seconds = self._histogram("fold_seconds", "Time to fold telemetry into Redis.")
         self.reaped = self._counter("reaped_total", "What the dead left behind.", "kind")
         self._pairs: set[tuple[str, str]] = set()
@@ -75,6 +83,18 @@ class Metrics:
         self.kv_events_lost.labels(report.instance).set(report.kv_events_lost)
         self.owned_chunks.labels(report.instance).set(report.owned_chunks)
 
+    def look(
+        self,
+        instance: str,
+        age_s: Callable[[], float],
+        work_s: Callable[[], float],
+        queued: Callable[[], int],
+    ) -> None:
+        """Read these of an instance when scraped."""
+        self.telemetry_age.labels(instance).set_function(age_s)
+        self.work_seconds.labels(instance).set_function(work_s)
+        self.queued.labels(instance).set_function(queued)
+
     def forget(self, instance: str) -> None:
         """Drop the series of an instance that left, so that they stay bounded by the pool's size."""
         for metric in (
@@ -83,6 +103,9 @@ class Metrics:
             self.kv_events,
             self.kv_events_lost,
             self.owned_chunks,
+            self.telemetry_age,
+            self.work_seconds,
+            self.queued,
         ):
             _remove(metric, instance)
         gone = {pair for pair in self._pairs if instance in pair}

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
@@ -57,6 +58,7 @@ class Telemetry:
         # One call asks all sockets: half a microsecond each, a fifth of trying to read them.
         self._poller = zmq.Poller()
         self._logged_s: dict[str, float] = {}
+        self._followed_s: dict[str, float] = {}
         self._turn = 0
         self.heard: dict[str, Heard] = {}
 
@@ -75,13 +77,33 @@ class Telemetry:
         for name in list(self._sockets):
             if self._sockets[name][0] != wanted.get(name):
                 self._disconnect(name)
-        for name in (self.heard.keys() | self._logged_s.keys()) - wanted.keys():
+        for name in self._followed_s.keys() - wanted.keys():
+            del self._followed_s[name]
             self.heard.pop(name, None)
             self._logged_s.pop(name, None)
             self._metrics.forget(name)
         for name, address in wanted.items():
+            if name not in self._followed_s:
+                self._followed_s[name] = time.monotonic()
+                self._metrics.look(
+                    name, partial(self.age_s, name), partial(self._work_s, name), partial(self._queued, name)
+                )
             if name not in self._sockets:
                 self._connect(name, address)
+
+    def age_s(self, name: str) -> float:
+        """Seconds since an instance was heard; one that never was, since it was followed."""
+        heard = self.heard.get(name)
+        since_s = self._followed_s.get(name, math.inf) if heard is None else heard.received_s
+        return max(time.monotonic() - since_s, 0.0)
+
+    def _work_s(self, name: str) -> float:
+        heard = self.heard.get(name)
+        return 0.0 if heard is None else heard.report.busy_s + sum(q.own_s for q in heard.report.queued)
+
+    def _queued(self, name: str) -> int:
+        heard = self.heard.get(name)
+        return 0 if heard is None else heard.report.queued_total
 
     def drain(self) -> None:
         """Read what has arrived, up to a bound per instance."""

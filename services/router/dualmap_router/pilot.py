@@ -276,10 +276,11 @@ class Pilot:
 
     def _ended(self, flight: Flight, end: pb.End) -> None:
         self._metrics.answer_s.observe(time.monotonic() - flight.started_s)
-        if flight.prompt is None or not end.prompt_tokens or flight.splice is not None:
+        placed = flight.placed
+        if flight.prompt is None or placed is None or not end.prompt_tokens or flight.splice is not None:
             return
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
-        self._metrics.cached_tokens.inc(end.cached_tokens)
+        self._metrics.cached(placed.instance, placed.cached_tokens, end.cached_tokens)
         self._placement.count_tokens(flight.prompt, end.prompt_tokens)
 
 

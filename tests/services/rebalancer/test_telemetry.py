@@ -205,3 +205,26 @@ async def test_the_service_goes_on_through_garbage(start: Start, shared: Store) 
             return perf is not None and perf.held
 
         await eventually(folded)
+
+
+async def test_age_and_work_are_read_when_scraped_and_go_with_the_instance(ears: Ears, shared: Store) -> None:
+    async with RecordingWorker(shared, "w1") as worker:
+        ears.follow(worker)
+        # Never heard: it ages from when it was followed.
+        await eventually(lambda: ears.count("instance_telemetry_age_seconds", instance="w1") > 0.0)
+        await ears.hear(worker)
+        worker.say(busy_s=1.5, queued=(queued("r1", own_s=2.0), queued("r2", own_s=0.5)), queued_total=2)
+        await ears.catch_up(worker)
+        assert ears.count("instance_work_seconds", instance="w1") == 4.0
+        assert ears.count("instance_queued", instance="w1") == 2
+        before_s = ears.count("instance_telemetry_age_seconds", instance="w1")
+        # Silent: it grows, and is not what it was when the report came.
+        await eventually(lambda: ears.count("instance_telemetry_age_seconds", instance="w1") > before_s + 0.1)
+        ears.follow()
+        for gone in ("telemetry_age_seconds", "work_seconds", "queued"):
+            assert (
+                ears.metrics.registry.get_sample_value(
+                    f"dualmap_rebalancer_instance_{gone}", {"instance": "w1"}
+                )
+                is None
+            )
