@@ -1,7 +1,7 @@
 """One world for all tests of a session; a test that fails leaves it to nobody else."""
 
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest_asyncio
 from .trial import Outcome, summary
 from .world import World
 
+FAILED = pytest.StashKey[bool]()
 SCHEDULES = pytest.StashKey[list[Outcome]]()
 
 
@@ -67,15 +68,22 @@ async def keeper(request: pytest.FixtureRequest) -> AsyncIterator[_Keeper]:
         await keeper.stop()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def world(keeper: _Keeper) -> AsyncIterator[World]:
-    """A whole system; taken for broken until the test has said otherwise by passing."""
+async def world(keeper: _Keeper, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A whole system, at rest unless an earlier test has failed on it: then it is another."""
     world = await keeper.world()
-    await world.whole()
-    failed_before = world.broken
     world.broken = True
+    await world.whole()
     yield world
-    world.broken = failed_before
+    world.broken = FAILED in request.node.stash
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from ..integration.load_checks import metric
 from .world import World
 
 SETTLES_S = 20.0
+USUAL_FDS = 48
+"""What any part has at rest: one that has just started may not have opened all of its own yet."""
 FD_SLACK = 12
 """Descriptors that a process may keep beyond those it had: connections that libraries hold open for a while."""
 
@@ -54,7 +56,7 @@ async def remains(world: World, before: Footprint) -> dict[str, object]:
             left[world.engine_of(worker)] = engine
     left |= await _registry(world)
     for name, fds in Footprint.of(world).fds.items():
-        if fds > before.fds[name] + FD_SLACK:
+        if fds > max(before.fds[name], USUAL_FDS) + FD_SLACK:
             left[f"{name} fds"] = (before.fds[name], fds)
     return left
 

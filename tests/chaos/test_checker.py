@@ -2,9 +2,11 @@
 
 import pytest
 
+from dualmap_wire.redis_keys import PoolKeys
+
 from . import faults
 from .load import Mix
-from .rest import Footprint, remains
+from .rest import Footprint, remains, settle
 from .trial import Planned, make_lanes, run_trial
 from .world import World
 
@@ -46,10 +48,14 @@ async def test_a_hung_engine_is_a_timeout_and_leaves_nothing(world: World) -> No
 
 
 async def test_what_is_left_is_seen(world: World) -> None:
-    async with world.redis() as redis:
-        await redis.hset("dm:{chaos}:charges:router-1", "nobody", "f 1000000 worker-1")
+    keys = PoolKeys(world.options.pool)
+    async with world.redis() as redis, redis.pipeline(transaction=True) as pipe:
+        pipe.hset(keys.router_charges("router-1"), "nobody", "f 1000000 worker-1")
+        pipe.hincrby(keys.charges, "f:worker-1", 1000000)
+        await pipe.execute()
         # Its router mends that within two seconds; before, it is seen.
         assert "leftovers" in await remains(world, Footprint.of(world))
+    assert not await settle(world, Footprint.of(world))
 
 
 async def test_a_seed_makes_one_schedule() -> None:

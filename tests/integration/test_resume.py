@@ -88,6 +88,32 @@ async def test_the_rest_comes_from_another(
         assert await resumed(stack, http) == before + 3
 
 
+@pytest.mark.parametrize("kind", ["chat", "text", "ids"])
+@pytest.mark.parametrize("asks_usage", [True, False])
+async def test_an_engine_that_dies_behind_the_last_token_costs_nothing(
+    stack: Stack, http: aiohttp.ClientSession, kind: str, asks_usage: bool
+) -> None:
+    """No rest is left to ask for: only the end."""
+    text = unique_text()
+    path, body = "/v1/chat/completions", chat(text, max_tokens=7)
+    if kind != "chat":
+        prompt: Any = text if kind == "text" else token_ids(encode(text.encode()))
+        path, body = "/v1/completions", {**completion(prompt), "max_tokens": 7}
+    if asks_usage:
+        body["stream_options"] = {"include_usage": True}
+    await die(stack, http, 3, after=7)
+    found = await events(stack, http, path, body)
+    assert text_of(found) == expected_text(canonical_prompt(body), 7)
+    assert found[-1] == "[DONE]"
+    chunks = found[:-1]
+    finishes = [c["finish_reason"] for event in chunks for c in event["choices"] if c["finish_reason"]]
+    assert finishes == ["length"]
+    usages = [event["usage"] for event in chunks if event.get("usage")]
+    prompt_tokens = len(encode(canonical_prompt(body))) // 4
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7}
+    assert usages == ([counts] if asks_usage else [])
+
+
 async def test_the_official_client_notices_nothing(stack: Stack, http: aiohttp.ClientSession) -> None:
     await die(stack, http, 3)
     messages: Any = [{"role": "user", "content": unique_text()}]

@@ -10,7 +10,7 @@ probabilities that count characters. Those end with an error event.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -51,6 +51,7 @@ class _Chunk(msgspec.Struct):
     id: str
     created: int
     choices: list[_Choice]
+    usage: dict[str, Any] | None = None
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
@@ -65,6 +66,9 @@ class SoFar:
     text: str
     is_finished: bool
     """The last text came with its finish reason: only the end mark, and usage if it was asked for, are missing."""
+    has_usage: bool = False
+    last: bytes = field(default=b"", compare=False)
+    """The newest event: what is common to all of them can be taken from it."""
 
 
 def read_so_far(data: bytes) -> SoFar | None:
@@ -74,7 +78,7 @@ def read_so_far(data: bytes) -> SoFar | None:
         return None
     texts: list[str] = []
     first: _Chunk | None = None
-    is_finished = False
+    is_finished = has_usage = False
     for event in events:
         if event == _DONE:
             return None
@@ -83,12 +87,15 @@ def read_so_far(data: bytes) -> SoFar | None:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         first = first or chunk
+        has_usage = has_usage or (chunk.usage is not None and not chunk.choices)
         for choice in chunk.choices:
             if choice.index or not choice.delta.is_text:
                 return None
             texts.append(choice.text or choice.delta.content or "")
             is_finished = is_finished or choice.finish_reason is not None
-    return None if first is None else SoFar(first.id, first.created, "".join(texts), is_finished)
+    if first is None:
+        return None
+    return SoFar(first.id, first.created, "".join(texts), is_finished, has_usage, events[-1])
 
 
 def can_continue(body: Mapping[str, Any]) -> bool:
@@ -138,6 +145,32 @@ def continued(
     else:
         rest["messages"] = [*rest["messages"], {"role": "assistant", "content": text}]
     return {**rest, "add_generation_prompt": False, "continue_final_message": True}
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Whether the client asked for a stream's usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def conclusion(so_far: SoFar, usage: tuple[int, int] | None) -> bytes:
+    """What is missing behind the whole text of an answer: why it ends, its usage, the end mark.
+
+    `usage` is (prompt tokens, completion tokens), None where nobody asked.
+    """
+    chunk = msgspec.json.decode(so_far.last)
+    out = b""
+    if not so_far.is_finished:
+        # No rest was left, so its token limit ended it.
+        empty: dict[str, Any] = (
+            {"delta": {}} if chunk.get("object") == "chat.completion.chunk" else {"text": ""}
+        )
+        end = {"index": 0, **empty, "logprobs": None, "finish_reason": "length"}
+        out += b"data: " + msgspec.json.encode({**chunk, "choices": [end]}) + b"\n\n"
+    if usage is not None and not so_far.has_usage:
+        counts = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+        out += b"data: " + msgspec.json.encode({**chunk, "choices": [], "usage": counts}) + b"\n\n"
+    return out + b"data: [DONE]\n\n"
 
 
 class Splice:

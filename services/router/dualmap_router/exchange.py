@@ -73,6 +73,17 @@ class Exchange:
         data: bytes = self._pop()[1]
         return data
 
+    def joined(self, data: bytes) -> bytes:
+        """This chunk and those right behind it: one write for all that is here."""
+        more = self.more_data()
+        if more is None:
+            return data
+        chunks = [data]
+        while more is not None:
+            chunks.append(more)
+            more = self.more_data()
+        return b"".join(chunks)
+
     def _pop(self) -> Arrived:
         event = self._events.popleft()
         if event[0] == "data":

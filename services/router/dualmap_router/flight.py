@@ -82,6 +82,8 @@ class Flight:
     """What the client was sent of a stream that may be continued elsewhere."""
     splice: Splice | None = None
     """Makes what comes now the continuation of what the client has seen."""
+    conclusion: bytes = b""
+    """What ends an answer of which only its end is missing."""
     first_body: bytes = b""
     """The client's, where `body` asks for the rest of an answer."""
     trace: "RequestTrace | None" = None

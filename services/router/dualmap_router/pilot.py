@@ -10,7 +10,6 @@ import time
 
 from dualmap.types import Reason
 from dualmap_router.errors import ApiError, ClientGoneError, unavailable
-from dualmap_router.exchange import Exchange
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
@@ -86,6 +85,10 @@ class Pilot:
                     if failures >= self._max_attempts or not await self._resume(flight, lost):
                         await self._break(flight, verdict.message or "the engine was lost")
                         return
+                    if flight.conclusion:
+                        await flight.sink.data(flight.conclusion)
+                        await flight.sink.end()
+                        return
                 elif failures >= self._max_attempts:
                     raise _given_up(verdict)
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
@@ -152,7 +155,7 @@ class Pilot:
                 continue
             what, value = event
             if what == "data":
-                data = _joined(value, exchange)
+                data = exchange.joined(value)
                 if flight.splice is not None:
                     data = flight.splice.rewrite(data)
                 if data:
@@ -282,18 +285,6 @@ class Pilot:
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached(placed.instance, placed.cached_tokens, end.cached_tokens)
         self._placement.count_tokens(flight.prompt, end.prompt_tokens)
-
-
-def _joined(data: bytes, exchange: Exchange) -> bytes:
-    """This chunk and those right behind it: one write for all that is here."""
-    more = exchange.more_data()
-    if more is None:
-        return data
-    chunks = [data]
-    while more is not None:
-        chunks.append(more)
-        more = exchange.more_data()
-    return b"".join(chunks)
 
 
 def _given_up(failed: pb.Failed) -> ApiError:

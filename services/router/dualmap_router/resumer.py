@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from dualmap_router.continuation import Splice, can_continue, continued, prompt_of, read_so_far
+from dualmap_router.continuation import (
+    Splice,
+    can_continue,
+    conclusion,
+    continued,
+    prompt_of,
+    read_so_far,
+    wants_usage,
+)
 from dualmap_router.errors import ApiError
 from dualmap_router.flight import Flight
 from dualmap_router.models import Models
@@ -19,6 +27,11 @@ from dualmap_wire.v1 import worker_pb2 as pb
 log = logging.getLogger(__name__)
 
 _TOKENIZE_S = 5.0
+_CHAT_FIELDS = (
+    "messages", "tools", "add_generation_prompt", "continue_final_message", "add_special_tokens", "chat_template",
+    "chat_template_kwargs",
+)  # fmt: skip
+"""Of a chat's body: what says which tokens its prompt has."""
 
 
 class ResumeError(Exception):
@@ -37,7 +50,7 @@ class Resumer:
         self._models = models
 
     async def resume(self, flight: Flight, sessions: Sequence[Session]) -> bool:
-        """Prepare the flight for its rest; false when that is not possible.
+        """Prepare the flight for its rest, or for its conclusion if none is left; false when that is not possible.
 
         `sessions` lead to instances that may be asked to tokenize the text so far, in order. Raises HelpersLostError
         when none of them is there any more.
@@ -54,25 +67,22 @@ class Resumer:
         if data is None:
             raise ResumeError("what the client has seen was not kept")
         so_far = read_so_far(data)
-        if so_far is None or so_far.is_finished:
+        if so_far is None:
             raise ResumeError("what the client has seen cannot be continued")
         # Always from the first request and all that was seen: this may be the second engine that dies.
         body: dict[str, Any] = msgspec.json.decode(flight.first_body)
         if not can_continue(body):
             raise ResumeError("what was asked for cannot be continued")
-        prompt_ids: Sequence[int] = ()
-        if "messages" not in body:
-            prompt = prompt_of(body)
-            if prompt is None:
-                raise ResumeError("it has several prompts")
-            special = body.get("add_special_tokens", True)
-            prompt_ids = (
-                prompt if not isinstance(prompt, str) else await _ids(sessions, flight, body, prompt, special)
-            )
-        text_ids = await _ids(sessions, flight, body, so_far.text, False) if so_far.text else ()
-        rest = continued(body, so_far.text, text_ids, prompt_ids)
+        helpers = _Helpers(sessions, flight, body)
+        text_ids = await helpers.ids(so_far.text, False) if so_far.text else ()
+        rest = None
+        if not so_far.is_finished:
+            prompt_ids = () if "messages" in body else await helpers.prompt_ids()
+            rest = continued(body, so_far.text, text_ids, prompt_ids)
         if rest is None:
-            raise ResumeError("its token limit was reached")
+            usage = (len(await helpers.prompt_ids()), len(text_ids)) if wants_usage(body) else None
+            flight.conclusion = conclusion(so_far, usage)
+            return
         flight.body = msgspec.json.encode(rest)
         try:
             inference = parse_inference(flight.label, flight.body)
@@ -84,34 +94,57 @@ class Resumer:
         flight.splice = Splice(so_far, len(text_ids))
 
 
-async def _ids(
-    sessions: Sequence[Session], flight: Flight, request: Mapping[str, Any], text: str, special: bool
-) -> Sequence[int]:
-    """The tokens of a text, by the first engine that tells.
+class _Helpers:
+    """Engines that tell the tokens of what one request asks and was answered."""
 
-    ResumeError when none does, HelpersLostError when none could be asked.
-    """
-    ask: dict[str, Any] = {"prompt": text, "add_special_tokens": special}
-    if request.get("model"):
-        ask["model"] = request["model"]
-    body = msgspec.json.encode(ask)
-    why = ""
-    for session in sessions:
-        try:
-            async with asyncio.timeout(_TOKENIZE_S):
-                answer = await _post(session, flight, "/tokenize", body)
-            tokens: list[int] = msgspec.json.decode(answer)["tokens"]
-        except TimeoutError:
-            why = f"{session.instance} did not answer in time"
-        except (msgspec.DecodeError, KeyError, TypeError):
-            why = f"{session.instance} cannot tell"
-        except HelpersLostError:
-            continue
-        else:
-            return tokens
-    if not why:
-        raise HelpersLostError
-    raise ResumeError(f"the text so far could not be tokenized: {why}")
+    def __init__(self, sessions: Sequence[Session], flight: Flight, body: Mapping[str, Any]) -> None:
+        self._sessions = sessions
+        self._flight = flight
+        self._body = body
+
+    async def prompt_ids(self) -> Sequence[int]:
+        """The tokens of the request's own prompt."""
+        body = self._body
+        if "messages" in body:
+            return await self._ask({name: body[name] for name in _CHAT_FIELDS if name in body})
+        prompt = prompt_of(body)
+        if prompt is None:
+            raise ResumeError("it has several prompts")
+        return (
+            await self.ids(prompt, body.get("add_special_tokens", True))
+            if isinstance(prompt, str)
+            else prompt
+        )
+
+    async def ids(self, text: str, special: bool) -> Sequence[int]:
+        """The tokens of a text."""
+        return await self._ask({"prompt": text, "add_special_tokens": special})
+
+    async def _ask(self, ask: dict[str, Any]) -> Sequence[int]:
+        """What the first engine says that can.
+
+        ResumeError when none does, HelpersLostError when none could be asked.
+        """
+        if self._body.get("model"):
+            ask["model"] = self._body["model"]
+        body = msgspec.json.encode(ask)
+        why = ""
+        for session in self._sessions:
+            try:
+                async with asyncio.timeout(_TOKENIZE_S):
+                    answer = await _post(session, self._flight, "/tokenize", body)
+                tokens: list[int] = msgspec.json.decode(answer)["tokens"]
+            except TimeoutError:
+                why = f"{session.instance} did not answer in time"
+            except (msgspec.DecodeError, KeyError, TypeError):
+                why = f"{session.instance} cannot tell"
+            except HelpersLostError:
+                continue
+            else:
+                return tokens
+        if not why:
+            raise HelpersLostError
+        raise ResumeError(f"the text so far could not be tokenized: {why}")
 
 
 async def _post(session: Session, flight: Flight, path: str, body: bytes) -> bytes:

@@ -12,6 +12,7 @@ from dualmap_router.continuation import (
     SoFar,
     Splice,
     can_continue,
+    conclusion,
     continued,
     prompt_of,
     read_so_far,
@@ -201,3 +202,30 @@ def test_records_are_bounded_each_and_together() -> None:
     for record in (first, second, third):
         record.close()
     assert records.held_bytes == 0
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("usage", [None, (5, 3)])
+@pytest.mark.parametrize("seen", ["text", "finish", "usage"])
+def test_an_answer_of_which_only_the_end_is_missing(
+    chat: bool, usage: tuple[int, int] | None, seen: str
+) -> None:
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    head = {"id": "first", "created": 7, "object": kind, "model": "m"}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": None if seen == "text" else "stop"}
+    choice |= {"delta": {"content": "all of it"}} if chat else {"text": "all of it"}
+    data = sse({**head, "choices": [choice]})
+    counts = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    if seen == "usage":
+        data += sse({**head, "choices": [], "usage": counts})
+    so_far = read_so_far(data)
+    assert so_far is not None
+    found = [part.removeprefix(b"data: ") for part in conclusion(so_far, usage).split(b"\n\n") if part]
+    assert found.pop() == b"[DONE]"
+    chunks = [json.loads(part) for part in found]
+    assert all({name: one[name] for name in head} == head for one in chunks)
+    finishes = [choice["finish_reason"] for one in chunks for choice in one["choices"]]
+    assert finishes == (["length"] if seen == "text" else [])
+    assert not any(choice.get("text") or choice.get("delta") for one in chunks for choice in one["choices"])
+    usages = [one["usage"] for one in chunks if one.get("usage")]
+    assert usages == ([counts] if usage is not None and seen != "usage" else [])
