@@ -80,7 +80,7 @@ def read_so_far(data: bytes) -> SoFar | None:
             return None
         try:
             chunk = _chunk.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         first = first or chunk
         for choice in chunk.choices:
@@ -103,11 +103,13 @@ def can_continue(body: Mapping[str, Any]) -> bool:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str | Sequence[int] | None:
-    """The one prompt of a completion: its text or its token ids; None if there are several."""
-    prompt = body["prompt"]
+    """The one prompt of a completion: its text or its token ids; None if there are several, or embeddings."""
+    prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
-    if isinstance(prompt, str) or (prompt and all(isinstance(token, int) for token in prompt)):
+    if isinstance(prompt, str) or (
+        isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)
+    ):
         found: str | Sequence[int] = prompt
         return found
     return None
@@ -159,7 +161,7 @@ class Splice:
             return b"data: [DONE]\n\n"
         try:
             chunk = msgspec.json.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b"data: " + event + b"\n\n"
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
         if isinstance(choices, list):

@@ -21,6 +21,13 @@ log = logging.getLogger(__name__)
 _TOKENIZE_S = 5.0
 
 
+class _Tokenized(msgspec.Struct):
+    tokens: list[int]
+
+
+_tokenized = msgspec.json.Decoder(_Tokenized)
+
+
 class ResumeError(Exception):
     """The stream cannot be continued; the message says why, for the log."""
 
@@ -100,10 +107,10 @@ async def _ids(
         try:
             async with asyncio.timeout(_TOKENIZE_S):
                 answer = await _post(session, flight, "/tokenize", body)
-            tokens: list[int] = msgspec.json.decode(answer)["tokens"]
+            tokens = _tokenized.decode(answer).tokens
         except TimeoutError:
             why = f"{session.instance} did not answer in time"
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             why = f"{session.instance} cannot tell"
         except HelpersLostError:
             continue

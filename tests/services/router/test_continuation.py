@@ -201,3 +201,14 @@ def test_records_are_bounded_each_and_together() -> None:
     for record in (first, second, third):
         record.close()
     assert records.held_bytes == 0
+
+
+def test_embeddings_are_no_prompt_that_goes_on() -> None:
+    assert prompt_of({"prompt_embeds": "AAAA"}) is None
+
+
+def test_an_event_nested_too_deeply_is_passed_on() -> None:
+    event = b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    assert read_so_far(b"data: " + event + b"\n\n") is None
+    splice = Splice(SoFar("first", 7, "a", False), 1)
+    assert splice.rewrite(b"data: " + event + b"\n\n") == b"data: " + event + b"\n\n"
