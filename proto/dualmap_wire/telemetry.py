@@ -5,7 +5,7 @@ messages of one generation of a worker, so that a subscriber sees a gap and a re
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from dualmap.types import PrefillSpeed
 from dualmap_wire.errors import WireError
 
 QUEUE_TOPIC = b"dualmap.queue"
+
+Weight = Annotated[float, msgspec.Meta(gt=0, le=100)]
+"""Of an instance on the rings, where 1 is an ordinary one: every router holds points in proportion."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +27,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     grpc_address: str
     telemetry_address: str
     generation: int
-    weight: float = 1.0
+    weight: Weight = 1.0
     state: str = "active"
     """`active`, or `draining`: no new keys, no moves to it."""
     kv_tokens: int = 0
@@ -139,5 +142,5 @@ def decode_registration(payload: bytes) -> Registration:
 def _decoded(decode: Callable[[bytes], _T], payload: bytes) -> _T:
     try:
         return decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a message of this release: {exc}") from exc
