@@ -97,6 +97,9 @@ def can_continue(body: Mapping[str, Any]) -> bool:
         return False
     if body.get("response_format") not in (None, {"type": "text"}):
         return False
+    # A completion with messages, which engines overlook, would go on as a chat: with its text from the start.
+    if "messages" in body and ("prompt" in body or "prompt_embeds" in body):
+        return False
     if "messages" not in body and body.get("logprobs") is not None:
         return False
     return not any(body.get(name) for name in _UNSUPPORTED)

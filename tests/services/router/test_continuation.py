@@ -212,3 +212,7 @@ def test_an_event_nested_too_deeply_is_passed_on() -> None:
     assert read_so_far(b"data: " + event + b"\n\n") is None
     splice = Splice(SoFar("first", 7, "a", False), 1)
     assert splice.rewrite(b"data: " + event + b"\n\n") == b"data: " + event + b"\n\n"
+
+
+def test_a_completion_that_brings_messages_does_not_go_on_as_a_chat() -> None:
+    assert not can_continue({"prompt": "a", "messages": [{"role": "user", "content": "b"}], "stream": True})
