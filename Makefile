@@ -31,6 +31,9 @@ up: $(READY) ## the same system, left running
 test: $(READY) ## every test that needs Python only
 	@$(BIN)/python -m pytest $(ARGS)
 
+fuzz: $(READY) ## every parser and the session protocol with forty times the examples of `make test` (ARGS='-k session')
+	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
+
 check: $(READY) ## ruff, mypy --strict, import rules, generated code up to date
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -109,4 +112,4 @@ audit: build/audit/.ready ## an SBOM in build/, and known vulnerabilities in wha
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity screenshots profile-vllm lock audit clean
+.PHONY: help setup demo up test fuzz check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity screenshots profile-vllm lock audit clean

@@ -71,5 +71,5 @@ def decode_board(packed: bytes) -> Board:
     """The board from Redis; WireError for anything else."""
     try:
         return _decoder.decode(packed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a board of this release: {exc}") from exc

@@ -155,6 +155,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
             (
                 _, instance, backup, reason, feasible, owned, backup_owned, wait_us, own_us, ttft_us, weighed, _
             ) = reply  # fmt: skip
+            _check_counts(owned, backup_owned)
             return Routed(
                 instance=instance.decode(),
                 backup=backup.decode() or None,
@@ -171,9 +172,15 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
             return StaleSplits(int(reply[1]), frozenset(unpack_hash(member) for member in reply[2:]))
         if kind == b"overload":
             return Overload(reply[1] / 1e6)
-    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
+
+
+def _check_counts(*counts: object) -> None:
+    """TypeError for what nobody would look at before calculating with it."""
+    if any(type(count) is not int for count in counts):
+        raise TypeError("a count that is none")
 
 
 def weigh(instance: str, owned_chunks: int, wait_s: float, own_s: float) -> tuple[bytes, int, int, int]:
@@ -209,6 +216,7 @@ def parse_enter(reply: list[Any]) -> Entered:
     """The reply of `enter` as a value."""
     try:
         kind, wait_us, remaining, full_us, routers, _now = reply
+        _check_counts(remaining, routers)
         return Entered(_REFUSALS[kind], wait_us / 1e6, remaining, full_us / 1e6, routers)
     except (LookupError, TypeError, ValueError) as exc:
         raise WireError(f"enter answered {reply!r:.200}") from exc
@@ -273,12 +281,14 @@ def parse_perf(packed: bytes) -> Perf | None:
 def parse_views(reply: list[Any], default_speed: PrefillSpeed) -> list[InstanceView]:
     """The reply of `views` as `choose` takes it."""
     try:
-        now_us = reply[0]
-        return [
-            instance_view(name.decode(), f_us, i_us, owned, parse_perf(packed), now_us, default_speed)
-            for name, f_us, i_us, owned, packed in reply[1:]
-        ]
-    except (LookupError, TypeError, ValueError, AttributeError) as exc:
+        now_us, *entries = reply
+        views = []
+        for name, f_us, i_us, owned, packed in entries:
+            _check_counts(f_us, i_us, owned)
+            view = instance_view(name.decode(), f_us, i_us, owned, parse_perf(packed), now_us, default_speed)
+            views.append(view)
+        return views
+    except (TypeError, ValueError, AttributeError) as exc:
         raise WireError(f"views answered {reply!r:.200}") from exc
 
 

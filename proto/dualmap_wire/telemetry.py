@@ -16,6 +16,9 @@ QUEUE_TOPIC = b"dualmap.queue"
 MAX_TENANT_CHARS = 64
 """Of a tenant's name, as in files of API keys: a report holds many."""
 
+Weight = Annotated[float, msgspec.Meta(gt=0, le=100)]
+"""Of an instance on the rings, where 1 is an ordinary one: every router holds points in proportion."""
+
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """An instance as its worker registers it in `instances`."""
@@ -26,7 +29,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     grpc_address: str
     telemetry_address: str
     generation: int
-    weight: float = 1.0
+    weight: Weight = 1.0
     state: str = "active"
     """`active`, or `draining`: no new keys, no moves to it."""
     kv_tokens: int = 0
@@ -144,5 +147,5 @@ def decode_registration(payload: bytes) -> Registration:
 def _decoded(decode: Callable[[bytes], _T], payload: bytes) -> _T:
     try:
         return decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"not a message of this release: {exc}") from exc

@@ -84,7 +84,7 @@ def read_so_far(data: bytes) -> SoFar | None:
             return None
         try:
             chunk = _chunk.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         first = first or chunk
         has_usage = has_usage or (chunk.usage is not None and not chunk.choices)
@@ -104,17 +104,22 @@ def can_continue(body: Mapping[str, Any]) -> bool:
         return False
     if body.get("response_format") not in (None, {"type": "text"}):
         return False
+    # A completion with messages, which engines overlook, would go on as a chat: with its text from the start.
+    if "messages" in body and ("prompt" in body or "prompt_embeds" in body):
+        return False
     if "messages" not in body and body.get("logprobs") is not None:
         return False
     return not any(body.get(name) for name in _UNSUPPORTED)
 
 
 def prompt_of(body: Mapping[str, Any]) -> str | Sequence[int] | None:
-    """The one prompt of a completion: its text or its token ids; None if there are several."""
-    prompt = body["prompt"]
+    """The one prompt of a completion: its text or its token ids; None if there are several, or embeddings."""
+    prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
-    if isinstance(prompt, str) or (prompt and all(isinstance(token, int) for token in prompt)):
+    if isinstance(prompt, str) or (
+        isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)
+    ):
         found: str | Sequence[int] = prompt
         return found
     return None
@@ -192,7 +197,7 @@ class Splice:
             return b"data: [DONE]\n\n"
         try:
             chunk = msgspec.json.decode(event)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b"data: " + event + b"\n\n"
         choices = chunk.get("choices") if isinstance(chunk, dict) else None
         if isinstance(choices, list):

@@ -19,6 +19,7 @@ from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
 from dualmap_service.errors import StoreError
 from dualmap_service.store import Store
+from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import (
     Overload,
     RouteCall,
@@ -128,7 +129,7 @@ class Placement:
             call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id, first)
             try:
                 routed = await self._ask(call)
-            except StoreError:
+            except (StoreError, WireError):
                 break
             if isinstance(routed, StaleSplits):
                 self.splits, self.split_version = routed.splits, routed.version
@@ -198,7 +199,7 @@ class Placement:
         call, candidates = self.route_call(prompt, slo_s, rule, book=False)
         try:
             routed = await self._ask(call)
-        except StoreError:
+        except (StoreError, WireError):
             return None, call, candidates
         return (routed if isinstance(routed, Routed) else None), call, candidates
 
@@ -212,9 +213,9 @@ class Placement:
         """Every instance as a decision over these chunks would see it now."""
         try:
             reply = await self._store.function("views", self._keys.prefix, packed, "\n".join(names).encode())
-        except StoreError:
+            return parse_views(reply, self.pool.typical)
+        except (StoreError, WireError):
             return [local_view(name, self.charges, self.pool.membership, self.pool.typical) for name in names]
-        return parse_views(reply, self.pool.typical)
 
     def _own(self, prompt: Prompt, instance: str) -> None:
         """Write down, off the path, that the instance will hold this prompt."""

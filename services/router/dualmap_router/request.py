@@ -188,7 +188,7 @@ def _parse_completion(body: bytes) -> InferenceRequest:
     prompt = completion.prompt
     if prompt is None and len(completion.prompt_embeds):
         return _request(completion, bytes(completion.prompt_embeds), None)
-    if not prompt or prompt in ([""], [[]]):
+    if not prompt or prompt == [""]:
         raise bad_request("prompt must not be empty", "prompt")
     if isinstance(prompt, str):
         return _request(completion, prompt.encode("utf-8", "surrogatepass"), None)
@@ -203,6 +203,8 @@ def _parse_completion(body: bytes) -> InferenceRequest:
             ids.append(part)
         elif isinstance(part, list):
             ids += part
+    if not ids:
+        raise bad_request("prompt must not be empty", "prompt")
     return _request(completion, array("I", ids).tobytes(), len(ids))
 
 

@@ -34,6 +34,13 @@ _CHAT_FIELDS = (
 """Of a chat's body: what says which tokens its prompt has."""
 
 
+class _Tokenized(msgspec.Struct):
+    tokens: list[int]
+
+
+_tokenized = msgspec.json.Decoder(_Tokenized)
+
+
 class ResumeError(Exception):
     """The stream cannot be continued; the message says why, for the log."""
 
@@ -133,10 +140,10 @@ class _Helpers:
             try:
                 async with asyncio.timeout(_TOKENIZE_S):
                     answer = await _post(session, self._flight, "/tokenize", body)
-                tokens: list[int] = msgspec.json.decode(answer)["tokens"]
+                tokens = _tokenized.decode(answer).tokens
             except TimeoutError:
                 why = f"{session.instance} did not answer in time"
-            except (msgspec.DecodeError, KeyError, TypeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 why = f"{session.instance} cannot tell"
             except HelpersLostError:
                 continue

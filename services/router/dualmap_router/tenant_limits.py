@@ -16,6 +16,7 @@ from dualmap_router.errors import ApiError
 from dualmap_router.http_message import Pairs
 from dualmap_service.errors import StoreError
 from dualmap_service.store import Store
+from dualmap_wire.errors import WireError
 from dualmap_wire.redis_functions import Entered, parse_enter
 from dualmap_wire.redis_keys import PoolKeys
 
@@ -104,9 +105,9 @@ class TenantLimits:
             reply = await self._store.function(
                 "enter", self._keys.prefix, self._router, name, *asked, deadline_s=self._deadline_s
             )
-        except StoreError:
+            entered = parse_enter(reply)
+        except (StoreError, WireError):
             return None
-        entered = parse_enter(reply)
         self._routers = max(entered.routers, 1)
         return entered
 

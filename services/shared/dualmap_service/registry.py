@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dualmap_service.errors import StoreError
 from dualmap_service.store import Store
@@ -38,6 +39,24 @@ class Membership:
     members: Mapping[str, Member] = field(default_factory=dict)
     now_us: int = 0
     """The Redis server's clock when this was read."""
+
+
+def parse_members(reply: object) -> Membership:
+    """The reply of `members`; an entry that is none is left out, WireError when it is no such reply."""
+    match reply:
+        case [int(version), int(now_us), *entries]:
+            return Membership(version, dict(_members(entries)), now_us)
+    raise WireError(f"members answered {reply!r:.200}")
+
+
+def _members(entries: Sequence[Any]) -> Iterator[tuple[str, Member]]:
+    for entry in entries:
+        try:
+            name, packed, _generation, alive, perf = entry
+            yield name.decode(), Member(decode_registration(packed), alive == 1, parse_perf(perf))
+        except (TypeError, ValueError, AttributeError) as exc:
+            # One poisoned entry must not take the others, and with them every router, away.
+            log.warning("registry.bad_entry", extra={"entry": f"{entry!r:.80}", "error": str(exc)})
 
 
 class Lease:
@@ -120,21 +139,16 @@ class MembershipWatch:
         """Read the membership once; false while the store is away."""
         try:
             reply = await self._store.function("members", self._keys.prefix, self._router, LEASE_MS)
-        except StoreError:
+            read = parse_members(reply)
+        except (StoreError, WireError):
             self._distrust()
             return False
-        if reply[0] < self.current.version:
-            log.warning("registry.lost", extra={"version": reply[0], "was": self.current.version})
+        if read.version < self.current.version:
+            log.warning("registry.lost", extra={"version": read.version, "was": self.current.version})
             self._distrust()
-        members: dict[str, Member] = {}
-        for name, packed, _generation, alive, perf in reply[2:]:
-            try:
-                members[name.decode()] = Member(decode_registration(packed), alive == 1, parse_perf(perf))
-            except WireError as exc:
-                log.warning("registry.bad_entry", extra={"instance": repr(name), "error": str(exc)})
         if time.monotonic() < self._trusted_from_s:
-            members = self._with_known(members)
-        before, self.current = self.current, Membership(reply[0], members, reply[1])
+            read = Membership(read.version, self._with_known(read.members), read.now_us)
+        before, self.current = self.current, read
         self.read_s = time.monotonic()
         if _shape(before) != _shape(self.current):
             for callback in self.on_change:

@@ -51,11 +51,11 @@ def decode_batch(payload: bytes) -> list[KvEvent]:
     """The events of one batch, in order; KvEventError for what is none."""
     try:
         return _decode(payload).events
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
         return [_from_array(fields) for fields in _decode_arrays(payload).events]
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as exc:
         raise KvEventError(f"not a batch of KV events: {payload[:60]!r}") from exc
 
 

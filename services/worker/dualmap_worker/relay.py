@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import secrets
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from dualmap_worker.holdings import Carried, Holdings
 from dualmap_worker.outbox import Outbox
 from dualmap_worker.trace import FlowTraces
 from dualmap_worker.usage import Usage
+
+log = logging.getLogger(__name__)
 
 
 class Requests:
@@ -55,6 +58,10 @@ class Requests:
 
     def submit(self, submit: pb.Submit, router: str, outbox: Outbox) -> None:
         """Take a request: queue it, or send it on at once if it needs no prefill."""
+        if (outbox, submit.stream) in self._flows:
+            # No answer could be told from the other's; only a router that is broken says so.
+            log.warning("relay.stream_in_use", extra={"router": router, "stream": submit.stream})
+            return
         flow = Flow(submit, router, outbox, self)
         if self.draining:
             flow.refuse(pb.Failed.DRAINING, "this worker takes no more requests")

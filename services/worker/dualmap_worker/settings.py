@@ -8,6 +8,7 @@ from dualmap_service.credentials import Label
 from dualmap_service.curve import CurvePublishing, InTheClear, Publishing, check_clients
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, PositiveShare, Share, SharedSettings
+from dualmap_wire.telemetry import Weight
 
 DEFAULT_ENGINE_URL = "http://127.0.0.1:8100"
 _ORDER = OrderRule()
@@ -48,7 +49,7 @@ class WorkerSettings(SharedSettings, frozen=True, kw_only=True):
     """The host that others reach this worker by; when empty `host`, or for a wildcard the address towards Redis."""
     grpc_port: Port = 0
     telemetry_port: Port = 0
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     """Its share of the keys, relative to other instances."""
     order: OrderName = "late-last"
     """Of the admission queue; late-last puts who can no longer meet the SLO behind who can."""

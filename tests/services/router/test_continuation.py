@@ -229,3 +229,18 @@ def test_an_answer_of_which_only_the_end_is_missing(
     assert not any(choice.get("text") or choice.get("delta") for one in chunks for choice in one["choices"])
     usages = [one["usage"] for one in chunks if one.get("usage")]
     assert usages == ([counts] if usage is not None and seen != "usage" else [])
+
+
+def test_embeddings_are_no_prompt_that_goes_on() -> None:
+    assert prompt_of({"prompt_embeds": "AAAA"}) is None
+
+
+def test_an_event_nested_too_deeply_is_passed_on() -> None:
+    event = b'{"choices":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    assert read_so_far(b"data: " + event + b"\n\n") is None
+    splice = Splice(SoFar("first", 7, "a", False), 1)
+    assert splice.rewrite(b"data: " + event + b"\n\n") == b"data: " + event + b"\n\n"
+
+
+def test_a_completion_that_brings_messages_does_not_go_on_as_a_chat() -> None:
+    assert not can_continue({"prompt": "a", "messages": [{"role": "user", "content": "b"}], "stream": True})

@@ -22,7 +22,7 @@ from dualmap_service.grpc_access import PlainGrpc
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
-from dualmap_wire.redis_functions import pack_hashes
+from dualmap_wire.redis_functions import library, pack_hashes
 from dualmap_wire.redis_keys import PoolKeys
 from dualmap_wire.telemetry import Registration
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -255,3 +255,16 @@ async def test_while_rings_are_made_nobody_who_left_is_offered(shared: Store) ->
     assert placement.usable == tuple(names[1:])
     await rings_made(placement)
     assert placement.usable == (*names[1:], "w99")
+
+
+async def test_a_reply_of_another_release_is_no_decision(shared: Store) -> None:
+    """Decided alone, as while Redis is away: no client hears of it."""
+    placement = a_placement(shared)
+    suffix, source = library()
+    body = "redis.register_function('route_@', function() return {'ok', 'a', 1} end)".replace("@", suffix)
+    await shared.command("FUNCTION", "LOAD", "REPLACE", source.split("\n")[0] + "\n" + body)
+    placed = await placement.place(a_prompt(placement), 5.0, RULE)
+    assert not placed.shared
+    assert placed.instance in placement.usable
+    placement.charges.release(placed.charge_id)
+    assert len(placement.charges) == 0

@@ -250,3 +250,8 @@ def test_any_header_is_taken_or_named(name: str, value: str) -> None:
     else:
         assert got.slo_s is None or 0 < got.slo_s < 1e6
         assert got.priority is None or -(2**31) <= got.priority < 2**31
+
+
+def test_lists_of_no_tokens_are_no_prompt() -> None:
+    with pytest.raises(ApiError, match="must not be empty"):
+        parse(TEXT, prompt=[[], []])

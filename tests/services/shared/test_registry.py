@@ -11,7 +11,7 @@ from dualmap_service.registry import Lease, Membership, MembershipWatch
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
 from dualmap_wire.redis_keys import LEASE_MS, PoolKeys
-from dualmap_wire.telemetry import Registration
+from dualmap_wire.telemetry import Registration, encode_registration
 
 from ...waiting import eventually
 
@@ -139,10 +139,20 @@ async def test_a_lease_that_was_given_up_stays_so(shared: Store) -> None:
     assert not watch.current.members
 
 
-async def test_an_entry_without_meaning_hides_no_other(shared: Store) -> None:
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        (b"junk", b"{]"),
+        (b"\xff", encode_registration(registration())),
+        (b"deep", b'{"x":' + b"[" * 5000),
+        # As many ring points would fill every router's memory.
+        (b"heavy", encode_registration(msgspec.structs.replace(registration(), weight=1e9))),
+    ],
+)
+async def test_an_entry_without_meaning_hides_no_other(shared: Store, name: bytes, entry: bytes) -> None:
     watch = MembershipWatch(shared, "p")
     await Lease(shared, registration()).renew()
-    await shared.function("register", KEYS.prefix, "junk", b"{]", "1", 3000)
+    await shared.function("register", KEYS.prefix, name, entry, "1", 3000)
     assert await watch.poll()
     assert list(watch.current.members) == ["a"]
 

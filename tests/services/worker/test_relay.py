@@ -250,3 +250,14 @@ async def test_a_queue_shares_between_tenants_as_routers_name_them(
     await asyncio.gather(writer, return_exceptions=True)
     worker.requests.close()
     await engine.close()
+
+
+async def test_a_stream_in_use_is_not_taken_twice(worker: Worker, socket_engine: SocketEngine) -> None:
+    socket_engine.says = silent
+    stream = worker.submit(tokens=100_000)
+    worker._streams -= 1
+    assert worker.submit(tokens=100_000) == stream
+    assert len(worker.requests) == 1
+    # The first can still be stopped, and with it everything.
+    worker.requests.cancel(worker.outbox, stream)
+    await eventually(lambda: worker.requests.idle.is_set() and not socket_engine.open)
