@@ -164,4 +164,39 @@ PASSING = [
         reaches=1),
 ]  # fmt: skip
 
-ATTACKS = [*SMUGGLING, *CHUNKS, *LARGE, *TARGETS, *KEYS, *PASSING]
+KINDS = {
+    "Two readings of one request (smuggling)": SMUGGLING,
+    "Chunks": CHUNKS,
+    "Too large": LARGE,
+    "Targets": TARGETS,
+    "Keys": KEYS,
+    "What may look like one and is let through, or is no request": PASSING,
+}
+ATTACKS = [attack for attacks in KINDS.values() for attack in attacks]
+
+_PAGE = """# Attacks that are tried with each change
+
+`tests/integration/test_attacks.py` sends each of these to a router with API keys, in front of an engine that records
+what reaches it, and sees that nothing else does: not the request that is hidden behind or inside of another, no
+credential, no header of ours. Made by `python -m tests.integration.attacks > docs/attacks.md`.
+
+What takes more than bytes on one connection is a test of its own there: heads, bodies and chunks that never end, a
+thousand silent connections, headers that are not for the engine or not for the client, another tenant's cache,
+guessed keys, clients that go while they are refused.
+"""
+
+
+def page() -> str:
+    """docs/attacks.md."""
+    lines = [_PAGE]
+    for kind, attacks in KINDS.items():
+        lines += [f"## {kind}\n", "| attack | gets | reaches the engine |", "|---|---|---|"]
+        for attack in attacks:
+            gets = ", ".join(map(str, attack.gets)) or "nothing: the connection is closed in time"
+            lines.append(f"| {attack.name} | {gets} | {'once, as itself' if attack.reaches else 'no'} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -14,7 +15,7 @@ from dualmap.prefix import tenant_salt
 from dualmap_cli.stack import StackOptions
 
 from ..waiting import eventually
-from .attacks import ATTACKS, KEY, Attack, body, head, post
+from .attacks import ATTACKS, KEY, Attack, body, head, page, post
 from .conftest import close, connect, error_of, leftovers, running
 from .guarded import ACME, write_keys
 from .recording_engine import RecordingEngine, recording_engine_aside
@@ -74,6 +75,10 @@ async def sent(url: str, data: bytes, cut: bool = False) -> tuple[list[int], byt
     finally:
         await close(writer)
     return [int(status) for status in _STATUS.findall(answer)], answer
+
+
+def test_the_page_says_what_is_tried() -> None:
+    assert (Path(__file__).parents[2] / "docs/attacks.md").read_text() == page()
 
 
 def test_the_table_has_no_name_twice() -> None:
