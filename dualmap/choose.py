@@ -1,14 +1,15 @@
 """The choice of an instance: two candidates first, the whole pool only when neither is in time.
 
 Theory of operation. `estimate` gives each instance's wait and own prefill time for the request. The
-`dualmap` policy takes the smaller of wait + (1 + lambda) * own in the pair: own work counts more than once
-because it also delays whatever comes after, which is what pulls equal prefixes to the instance that holds
-them. A prefill of 10-30 s on *both* candidates would lose every request of that key, so when the best
-expected TTFT of the pair passes `escape_at` of the SLO, the same score is taken over the pool, and the
-request escapes if that gains more than a margin. Where it goes becomes the key's *outpost* (`outposts`), a
-third candidate for what follows it: or each turn of a conversation would escape to an instance of its own.
-Ties go to the first in the order given, and the caller gives the pool in an order that depends on the key
-only: equal inputs, equal decisions, in every router.
+`dualmap` policy takes the smaller of wait + (1 + lambda) * own in the pair, of those that are in time if any is:
+own work counts more than once because it also delays whatever comes after, which is what pulls equal prefixes to
+the instance that holds them, and a popular prefix leaves that instance before it costs anybody the objective.
+A prefill of 10-30 s on *both* candidates would lose every request of that key, so when the best
+expected TTFT of the pair passes `escape_at` of the SLO, the same is asked of the whole pool, and the
+request escapes to be in time, or if that gains more than a margin. Where it goes becomes the key's *outpost*
+(`outposts`), a third candidate for what follows it: or each turn of a conversation would escape to an instance
+of its own. Ties go to the first in the order given, and the caller gives the pool in an order that depends on
+the key only: equal inputs, equal decisions, in every router.
 
 The route function in `dualmap_wire/redis_functions.lua` repeats `estimate` and these policies, so that
 deciding and booking are one atomic step; tests/wire/test_route_parity.py holds the two equal.
@@ -77,16 +78,17 @@ def _dualmap(request: ChoiceRequest, among: Candidates, rule: ChoiceRule) -> Dec
     near = [estimate(request, view, rule) for view in among.pair]
     if among.outpost is not None:
         near.append(estimate(request, among.outpost, rule))
-    best = min(near, key=lambda e: e.score)
+    best = min(near, key=lambda e: e.rank)
     # 1. A candidate answers well within the SLO: stay near.
     if min(e.ttft_s for e in near) > rule.escape_at * request.slo_s:
-        # 2. None does: score the pool, and go elsewhere only for a clear gain.
+        # 2. None does: rank the pool, and go elsewhere only to be in time, or for a clear gain.
         outside = (estimate(request, view, rule) for view in among.others)
-        winner = min(outside, key=lambda e: e.score, default=best)
-        if best.score - winner.score > rule.escape_margin * request.slo_s:
+        winner = min(outside, key=lambda e: e.rank, default=best)
+        gains = best.score - winner.score > rule.escape_margin * request.slo_s
+        if (winner.feasible, gains) > (best.feasible, False):
             return Decision(winner, best, reason=Reason.ESCAPE)
     if among.outpost is not None and best.instance == among.outpost.instance:
-        return Decision(best, min(near[:-1], key=lambda e: e.score), reason=Reason.OUTPOST)
+        return Decision(best, min(near[:-1], key=lambda e: e.rank), reason=Reason.OUTPOST)
     return _near(best, near)
 
 

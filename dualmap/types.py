@@ -135,6 +135,11 @@ class Estimate:
     load_s: float
     """All booked seconds, whatever their class."""
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Smaller is better: who is in time before who is not, then by score."""
+        return not self.feasible, self.score
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -152,7 +152,7 @@ local function estimate(request, view)
   if not feasible then wait_s = feasible_s + infeasible_s end
   local held_s = view.held and request.slo_s or 0.0
   return {
-    instance = view.instance, owned = view.owned, feasible = feasible, own_s = own_s,
+    instance = view.instance, owned = view.owned, feasible = feasible, late = feasible and 0 or 1, own_s = own_s,
     wait_s = wait_s + held_s, ttft_s = wait_s + held_s + own_s,
     score = wait_s + held_s + (1.0 + request.lambda_own) * own_s,
     load_s = feasible_s + infeasible_s + held_s,
@@ -195,17 +195,18 @@ local policies = {}
 policies['dualmap'] = function(request, scored, others, outpost)
   local candidates = { unpack(scored) }
   candidates[#candidates + 1] = outpost
-  local best = smallest(candidates, 'score')
+  local best = smallest(candidates, 'late', 'score')
   if smallest(candidates, 'ttft_s').ttft_s > request.escape_at * request.slo_s then
     local pool = others()
     if #pool > 0 then
-      local winner = smallest(pool, 'score')
-      if best.score - winner.score > request.escape_margin * request.slo_s then
+      local winner = smallest(pool, 'late', 'score')
+      local gains = best.score - winner.score > request.escape_margin * request.slo_s
+      if winner.late < best.late or (winner.late == best.late and gains) then
         return winner, best, 'escape'
       end
     end
   end
-  if best == outpost then return best, smallest(scored, 'score'), 'outpost' end
+  if best == outpost then return best, smallest(scored, 'late', 'score'), 'outpost' end
   return near(best, candidates)
 end
 
