@@ -35,28 +35,28 @@ FROM runtime AS router
 COPY --from=build-router /opt/dualmap /opt/dualmap
 ENV DUALMAP_ROUTER_HOST=0.0.0.0
 EXPOSE 8000
-HEALTHCHECK --interval=2s --timeout=2s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:8000/readyz"]
+HEALTHCHECK --interval=2s --timeout=5s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:8000/readyz"]
 ENTRYPOINT ["dualmap", "router"]
 
 FROM runtime AS worker
 COPY --from=build-worker /opt/dualmap /opt/dualmap
 ENV DUALMAP_WORKER_HOST=0.0.0.0 DUALMAP_WORKER_GRPC_PORT=9500 DUALMAP_WORKER_TELEMETRY_PORT=9501
 EXPOSE 9500 9501
-HEALTHCHECK --interval=2s --timeout=2s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "grpc://127.0.0.1:9500"]
+HEALTHCHECK --interval=2s --timeout=5s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "grpc://127.0.0.1:9500"]
 ENTRYPOINT ["dualmap", "worker"]
 
 FROM runtime AS rebalancer
 COPY --from=build-rebalancer /opt/dualmap /opt/dualmap
 ENV DUALMAP_REBALANCER_METRICS_HOST=0.0.0.0
 EXPOSE 9402
-HEALTHCHECK --interval=2s --timeout=2s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:9402/readyz"]
+HEALTHCHECK --interval=2s --timeout=5s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:9402/readyz"]
 ENTRYPOINT ["dualmap", "rebalancer"]
 
 # The simulated engine, and the load generator against any OpenAI endpoint.
 FROM runtime AS sim
 COPY --from=build-sim /opt/dualmap /opt/dualmap
 EXPOSE 8100 5557 5558
-HEALTHCHECK --interval=2s --timeout=2s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:8100/health"]
+HEALTHCHECK --interval=2s --timeout=5s --start-period=20s CMD ["python", "-m", "dualmap_service.probe", "http://127.0.0.1:8100/health"]
 ENTRYPOINT ["dualmap"]
 CMD ["sim-engine", "--host", "0.0.0.0", "--port", "8100", "--kv-port", "5557"]
 
@@ -68,5 +68,5 @@ USER haproxy
 EXPOSE 8000
 # haproxy drains on SIGUSR1; on SIGTERM it would cut what runs.
 STOPSIGNAL SIGUSR1
-HEALTHCHECK --interval=2s --timeout=2s --start-period=10s CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+HEALTHCHECK --interval=2s --timeout=5s --start-period=10s CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 ENTRYPOINT ["haproxy", "-W", "-db", "-f", "/etc/haproxy/haproxy.cfg"]
