@@ -4,7 +4,7 @@ Theory of operation. The choice books work on what it expects; a slow engine, a 
 makes it wrong afterwards. An instance is *hot* when its feasible queue is expected to wait longer than the
 SLO, or its oldest feasible request waited too long already. Then requests move while a move pays: the
 benefit of moving r from i to j is TTFT(r, i) - TTFT(r, j), where only work ahead of r counts on i, less
-lambda times the prefill that j would compute again, which delays all that follow there just as in the choice.
+lambda times the prefill that j would compute again, which delays all that follow there, as in the choice.
 Of a TTFT that is late no more counts than twice the SLO: or in a pool whose queues are minutes long every
 move would pay, and the work that they add would keep the queues so (docs/decisions/0022). Largest
 benefit first, one batch, everything estimated again after each move, until i is expected to hold its SLO.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from dualmap.queue_order import NO_DEFICITS, Deficits, Ordered, OrderRule, QueuedRequest, order
-from dualmap.types import LAMBDA_OWN, PrefillSpeed
+from dualmap.types import PrefillSpeed
 
 _TARGETS_WEIGHED = 4
 _LATE_AT = 2.0
@@ -64,8 +64,9 @@ class RebalanceRule:
     """An instance is hot when its oldest feasible request waited this long."""
     margin_s: float = 0.25
     """A move must gain more than this: it costs a hop."""
-    lambda_own: float = LAMBDA_OWN
-    """Weight of the prefill that a move adds, as in the choice; 0 to look at the TTFT alone, however late."""
+    lambda_own: float = 16.0
+    """Weight of the prefill that a move adds; 0 to look at the TTFT alone, however late. More than in the choice:
+    whoever is moved is in a queue already, and mostly where its prefix is."""
     cool_down_s: float = 1.0
     """The least time between two batches off one instance, so that telemetry shows the first one's effect."""
     max_batch: int = 64

@@ -102,16 +102,12 @@ class ChoiceRequest:
     slo_s: float
 
 
-LAMBDA_OWN = 16.0
-"""Weight of a second of prefill beyond its part in a TTFT. Measured in docs/decisions/0016 and 0022."""
-
-
 @dataclass(frozen=True, slots=True)
 class ChoiceRule:
     """The settings of a policy. Sources: DESIGN section 5.4; lambda and escape measured in docs/decisions/0016."""
 
     policy: str = "dualmap"
-    lambda_own: float = LAMBDA_OWN
+    lambda_own: float = 4.0
     """Weight of own prefill work beyond its part in the TTFT: work that lands here delays all that follow."""
     escape_at: float = 0.5
     """Leave the pair when its best expected TTFT exceeds this share of the SLO."""

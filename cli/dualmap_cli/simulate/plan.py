@@ -117,7 +117,6 @@ def _fleet(options: Options) -> FleetSetup:
         preempt=replace(base.preempt, enabled=options.preempt is not False),
         model=options.model,
         num_routers=options.routers,
-        rebalance=None if base.rebalance is None else replace(base.rebalance, lambda_own=options.lambda_own),
         changes=tuple(_change(given) for given in options.changes),
         adapters=_adapters(options.adapters),
         noise=options.noise,

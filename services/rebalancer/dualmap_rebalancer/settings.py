@@ -8,7 +8,6 @@ import msgspec
 
 from dualmap.queue_order import OrderName, OrderRule
 from dualmap.rebalance import RebalanceRule
-from dualmap.types import LAMBDA_OWN
 from dualmap_service.credentials import Label
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import Count, NonNegative, Port, Positive, SharedSettings
@@ -42,8 +41,8 @@ class RebalancerSettings(SharedSettings, frozen=True, kw_only=True):
     """An instance is hot when its oldest feasible request waited this long."""
     margin_s: NonNegative = 0.25
     """A move must gain more than this."""
-    lambda_own: NonNegative = LAMBDA_OWN
-    """Weight of the prefill that a move adds, as in the routers' choice; 0 to look at the TTFT alone."""
+    lambda_own: NonNegative = RebalanceRule().lambda_own
+    """Weight of the prefill that a move adds; 0 to look at the TTFT alone."""
     cool_down_s: NonNegative = 1.0
     """The least time between two batches off one instance."""
     max_batch: Count = 64

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from dualmap.types import LAMBDA_OWN, Reason
+from dualmap.types import ChoiceRule, Reason
 from dualmap_router.errors import ApiError, ClientGoneError
 from dualmap_router.flight import Flight
 from dualmap_router.placement import Placed
@@ -151,6 +151,6 @@ def test_every_placement_is_explained() -> None:
     assert [(step.instance, step.reason) for step in view.steps] == [("w1", "affinity"), ("w2", "moved")]
     first, second = view.steps[0].weighed
     assert (first.instance, first.cached_chunks, first.wait_s, first.own_s) == ("w1", 2, 0.5, 0.1)
-    assert first.score == pytest.approx(0.5 + (1 + LAMBDA_OWN) * 0.1)
+    assert first.score == pytest.approx(0.5 + (1 + ChoiceRule().lambda_own) * 0.1)
     assert second.ttft_s == pytest.approx(0.75)
     assert (view.key, view.candidates) == ("0000000000000007", ["w1", "w2"])
