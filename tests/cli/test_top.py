@@ -70,8 +70,11 @@ async def test_top_of_a_live_router() -> None:
 async def on_a_terminal(*arguments: str) -> bytes:
     """What it draws until it is interrupted."""
     ours, theirs = pty.openpty()
+    # Who runs in the background of a shell ignores SIGINT, and so would its children.
+    default = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    run = default + "runpy.run_module('dualmap_cli', run_name='__main__', alter_sys=True)"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "dualmap_cli", "top", *arguments, stdin=theirs, stdout=theirs, stderr=theirs
+        sys.executable, "-c", run, "top", *arguments, stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     drawn = bytearray()
