@@ -31,9 +31,14 @@ _RING = 1 << 64
 
 def places(key: int) -> tuple[float, float]:
     """Where a prefix key falls on either ring, as a share of the way round."""
-    raw = key.to_bytes(8, "big")
-    first, second = (xxhash.xxh3_64_intdigest(raw, seed) for seed in _KEY_SEEDS)
+    first, second = _positions(key)
     return first / _RING, second / _RING
+
+
+def _positions(key: int) -> tuple[int, int]:
+    raw = key.to_bytes(8, "big")
+    first_seed, second_seed = _KEY_SEEDS
+    return xxhash.xxh3_64_intdigest(raw, first_seed), xxhash.xxh3_64_intdigest(raw, second_seed)
 
 
 def _num_points(weight: float) -> int:
@@ -153,20 +158,21 @@ class RingPair:
             raise EmptyPoolError("no instance takes new requests")
         if len(self.members) == 1:
             return tuple(self.members)
-        raw = key.to_bytes(8, "big")
+        first_position, second_position = _positions(key)
         if among is not None:
-            return self._candidates_among(raw, among)
-        first = next(self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0])))
-        for second in self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1])):
+            return self._candidates_among(first_position, second_position, among)
+        first = next(self._first.walk(first_position))
+        for second in self._second.walk(second_position):
             if second != first:
                 return first, second
         return (first,)
 
-    def _candidates_among(self, raw: bytes, among: Set[str]) -> tuple[str, ...]:
+    def _candidates_among(
+        self, first_position: int, second_position: int, among: Set[str]
+    ) -> tuple[str, ...]:
         among = among & self.members.keys()
         if len(among) < 2:
             return tuple(among)
-        walk = self._first.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[0]))
-        first = next(name for name in walk if name in among)
-        walk = self._second.walk(xxhash.xxh3_64_intdigest(raw, _KEY_SEEDS[1]))
-        return first, next(name for name in walk if name in among and name != first)
+        first = next(name for name in self._first.walk(first_position) if name in among)
+        others = (name for name in self._second.walk(second_position) if name in among and name != first)
+        return first, next(others)

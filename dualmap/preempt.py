@@ -146,7 +146,7 @@ def _rest_of_turn(
     tenant, quantum_s = head.queued.tenant, order_rule.quantum_s
     left_s = _given_back(deficits, line, order_rule).left_s
     ready_s = now_s + line.blocking_s
-    in_time = (r for r in queue if r.tenant != tenant and ready_s + r.own_s <= r.arrival_s + r.slo_s)
+    in_time = (r for r in queue if r.tenant != tenant and r.is_in_time(ready_s))
     most_s = max((left_s.get(request.tenant, 0.0) for request in in_time), default=None)
     if tenant not in left_s or most_s is None:
         return None
@@ -185,7 +185,7 @@ def _gives_way(
     # Under an order that leaves it its place, a late prefill would be the next to start again.
     if not rule.enabled or not discipline(order_rule).puts_late_last or running.preemptions >= rule.max_times:
         return False
-    is_late = ready_s + queued.own_s > queued.arrival_s + queued.slo_s
+    is_late = not queued.is_in_time(ready_s)
     # Past the age bound itself it would go before everything of its class, and so be the next to start again.
     is_old = now_s - queued.arrival_s >= min(rule.until_age, 1.0) * order_rule.age_bound_s
     return is_late and not is_old and queued.own_s - running.stop_s > rule.min_s

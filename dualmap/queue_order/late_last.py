@@ -32,9 +32,8 @@ def _serve(
     # 2. Who meets the SLO behind the feasible ones ahead is feasible; the others wait behind all of them.
     late: list[QueuedRequest] = []
     for request in in_line:
-        done_s = ready_s + request.own_s
-        if done_s <= request.arrival_s + request.slo_s:
-            ready_s = done_s
+        if request.is_in_time(ready_s):
+            ready_s += request.own_s
             served.append(request)
         else:
             late.append(request)
@@ -51,10 +50,10 @@ def _serve_in_turns(
         oldest.setdefault(request.tenant, request)
     aged = {r.request_id for r in oldest.values() if _goes_first(r, now_s, ready_s, rule, deficits)}
     if not aged:
-        return serve_in_turns(waiting, ready_s, rule, deficits.left_s, _is_in_time)
+        return serve_in_turns(waiting, ready_s, rule, deficits.left_s, QueuedRequest.is_in_time)
     ranked = sorted(waiting, key=lambda request: request.request_id not in aged)
     return serve_in_turns(
-        ranked, ready_s, rule, deficits.left_s, lambda r, at_s: r.request_id in aged or _is_in_time(r, at_s)
+        ranked, ready_s, rule, deficits.left_s, lambda r, at_s: r.request_id in aged or r.is_in_time(at_s)
     )
 
 
@@ -85,7 +84,7 @@ def _owed_by_aged(
     owed_s = deficits.aged_owe_s.get(ours, 0.0)
     if _is_aged(started, now_s, now_s, rule):
         # Time that nobody else needs is owed to nobody.
-        if any(not _is_late(request, now_s) for request in waiting if _whose(request, rule) == ours):
+        if any(request.is_in_time(now_s) for request in waiting if _whose(request, rule) == ours):
             owed_s += started.own_s * (1.0 / rule.aged_share - 1.0)
     elif owed_s > 0.0:
         owed_s = max(owed_s - started.own_s, 0.0)
@@ -120,15 +119,7 @@ def _any_named(waiting: Iterable[QueuedRequest]) -> bool:
 
 
 def _is_aged(request: QueuedRequest, now_s: float, ready_s: float, rule: OrderRule) -> bool:
-    return now_s - request.arrival_s >= rule.age_bound_s and _is_late(request, ready_s)
-
-
-def _is_in_time(request: QueuedRequest, ready_s: float) -> bool:
-    return ready_s + request.own_s <= request.arrival_s + request.slo_s
-
-
-def _is_late(request: QueuedRequest, ready_s: float) -> bool:
-    return ready_s + request.own_s > request.arrival_s + request.slo_s
+    return now_s - request.arrival_s >= rule.age_bound_s and not request.is_in_time(ready_s)
 
 
 LATE_LAST = Discipline(_serve, puts_late_last=True, charge=_charge)

@@ -37,7 +37,10 @@ def serve_in_turns(
     behind: _Lines = {tenant: deque() for tenant in lines}
     left = {tenant: left_s.get(tenant, 0.0) for tenant in lines}
     served: list[QueuedRequest] = []
-    while len(left) > 1:
+    while left:
+        if len(left) == 1:
+            # Whoever is left alone, which is mostly a flood, has all turns.
+            left = dict.fromkeys(left, math.inf)
         grant_s = _grant_s(left.values(), rule)
         for tenant in left:
             left[tenant] += grant_s
@@ -54,16 +57,6 @@ def serve_in_turns(
             left[request.tenant] -= request.own_s
             served.append(request)
         left = {tenant: seconds for tenant, seconds in left.items() if lines[tenant] or behind[tenant]}
-    for tenant in left:
-        # Whoever is left alone, which is mostly a flood, has all turns.
-        rest, late = lines[tenant], behind[tenant]
-        for place, request in rest:
-            if may_go(request, ready_s):
-                ready_s += request.own_s
-                served.append(request)
-            else:
-                late.append((place, request))
-        served += [request for _, request in late]
     return served
 
 

@@ -25,6 +25,10 @@ class QueuedRequest:
     prompt_tokens: int = 0
     tenant: str = ""
 
+    def is_in_time(self, ready_s: float) -> bool:
+        """Whether it meets its SLO if the engine begins it at `ready_s`."""
+        return ready_s + self.own_s <= self.arrival_s + self.slo_s
+
 
 @dataclass(frozen=True, slots=True)
 class OrderRule:

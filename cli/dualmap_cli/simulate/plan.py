@@ -81,14 +81,15 @@ def make_plan(options: Options) -> Plan:
     sources = _sources(options)
     sizes = _whole_numbers("--instances", options.instances)
     slos = [Slo(base, options.slo_per_1k_s) for base in _numbers("--slo-s", options.slo_s)]
+    fleet = _fleet(options)
     cases = [
-        Case(source, with_slo(replace(_fleet(options), num_instances=size), slo))
+        Case(source, with_slo(replace(fleet, num_instances=size), slo))
         for source, size, slo in product(sources, sizes, slos)
     ]
     if len(cases) > 1 and not options.compare:
         raise click.UsageError("several workloads, sizes or SLOs at once are a comparison: add --compare")
-    _check_indexes("--change", (change.index for change in _fleet(options).changes), sizes)
-    _check_indexes("--adapter", chain.from_iterable(served for _, served in _fleet(options).adapters), sizes)
+    _check_indexes("--change", (change.index for change in fleet.changes), sizes)
+    _check_indexes("--adapter", chain.from_iterable(served for _, served in fleet.adapters), sizes)
     num_seeds = options.seeds or (3 if capacity else 1)
     rates = () if capacity else _rates(options, sources, sizes[0])
     for source in sources:
