@@ -39,11 +39,6 @@ class Link:
         self._server = await asyncio.start_server(self._serve, host, port, backlog=1024)
         return f"tcp://{host}:{self._server.sockets[0].getsockname()[1]}"
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether it is cut for anybody."""
-        return bool(self._is_cut_for)
-
     def cut(self, peers: Collection[str] = EVERYBODY) -> None:
         """Reset what these peers have open and let nothing of theirs through."""
         self._is_cut_for = frozenset(peers)

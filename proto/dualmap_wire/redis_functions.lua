@@ -389,19 +389,24 @@ local function route(keys, args)
   end
   local key = key_depth > 0 and hash_at(hashes, key_depth)
   local outpost = policy == 'dualmap' and key and read_outpost(prefix, key, request.names, request.pair)
-  local candidates, third = estimates(request.pair), outpost and estimates({ outpost })[1] or nil
-  local chosen, backup, reason = policies[policy](request, candidates, function()
-    return estimates(others_of(request.names, start, request.pair))
-  end, third)
+  local pair, third = estimates(request.pair), outpost and estimates({ outpost })[1] or nil
+  local rest
+  local function others()
+    rest = rest or estimates(others_of(request.names, start, request.pair))
+    return rest
+  end
+  local chosen, backup, reason = policies[policy](request, pair, others, third)
+  local candidates = { unpack(pair) }
   candidates[#candidates + 1] = third
   if count then
     observe(prefix, hashes, key_depth, #request.names, state, now)
   end
   if max_wait_s > 0 and chosen.wait_s > max_wait_s then
-    local best = best_within(estimates(request.pair), max_wait_s)
-    local other = best_within(estimates(others_of(request.names, start, request.pair)), max_wait_s)
+    local best = best_within(pair, max_wait_s)
+    local other = best_within(others(), max_wait_s)
     if other and not (best and best.score <= other.score) then best = other end
     -- What another tenant has sent in excess is in nobody's way who takes turns with it.
+    -- Its estimates are made anew: they are changed there, and these tell what was weighed.
     local tenant = not best and tenant_of(charge)
     if tenant then best = best_in_turn(prefix, request, estimates(request.pair), tenant, max_wait_s) end
     if not best then return { 'overload', math.floor(chosen.wait_s * 1000000) } end

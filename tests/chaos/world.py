@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 import signal
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from redis.exceptions import RedisError
 
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_wire.redis_keys import PoolKeys
+from dualmap_worker.vllm_args import free_ports
 
 from ..integration.load_checks import fetch, metric, rebalancer_url, until
 from ..link import Link
@@ -92,15 +92,15 @@ class World(Stack):
         """Start the engines, and open the links before anything connects."""
         urls: list[str] = []
         for _ in range(count):
-            ports = ("--port", str(free_port()), "--kv-port", str(free_port(2)))
+            ports = ("--port", str(free_ports()), "--kv-port", str(free_ports(2)))
             urls += await super().start_engines(1, "--exit-on-crash", *ports, *flags)
         for name in (*self.workers, *self.routers, *self.rebalancers):
             await self._link(f"store:{name}", self.redis_url.removesuffix("/0").replace("redis://", "tcp://"))
         for number, worker in enumerate(self.workers):
             await self._link(f"engine:{worker}", urls[number].replace("http://", "tcp://"))
-            port = free_port()
+            port = free_ports()
             await self._link(f"session:{worker}", f"tcp://127.0.0.1:{port}", f"127.0.1.{number + 1}", port)
-            self._relay(f"reports:{worker}", f"tcp://127.0.0.1:{free_port()}", number + 1)
+            self._relay(f"reports:{worker}", f"tcp://127.0.0.1:{free_ports()}", number + 1)
             self._relay(f"kv:{worker}", self.kv_urls[urls[number]][0], number + 1)
         return urls
 
@@ -143,12 +143,12 @@ class World(Stack):
     def start_router(self, **flags: object) -> str:
         """Start a router on a port that it keeps."""
         name = self.routers[sum(child.startswith("router") for child in self.children)]
-        return super().start_router(**{"redis_url": self._store_url(name), "port": free_port(), **flags})
+        return super().start_router(**{"redis_url": self._store_url(name), "port": free_ports(), **flags})
 
     def start_rebalancer(self, **flags: object) -> str:
         """Start a rebalancer on a port that it keeps."""
         name = self.rebalancers[sum(child.startswith("rebalancer") for child in self.children)]
-        ways = {"redis_url": self._store_url(name), "metrics_port": free_port()}
+        ways = {"redis_url": self._store_url(name), "metrics_port": free_ports()}
         return super().start_rebalancer(**{**ways, **flags})
 
     async def stop(self) -> None:
@@ -221,19 +221,6 @@ def _has_socket(pid: int, inode: bytes) -> bool:
                 if str(descriptor.readlink()) == f"socket:[{inode.decode()}]":
                     return True
     return False
-
-
-def free_port(count: int = 1) -> int:
-    """A loopback port, the first of so many in a row, that nobody listened on a moment ago."""
-    while True:
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            first = probes.enter_context(socket.socket())
-            # All of loopback: the same port leads through links on other addresses of it.
-            first.bind(("0.0.0.0", 0))
-            port: int = first.getsockname()[1]
-            for offset in range(1, count):
-                probes.enter_context(socket.socket()).bind(("0.0.0.0", port + offset))
-            return port
 
 
 def with_flags(options: StackOptions, **flags: Any) -> StackOptions:

@@ -13,7 +13,7 @@ import msgspec
 from dualmap.types import ChoiceRule, Slo
 from dualmap_router.answer import Answer, decision_headers, engine_headers
 from dualmap_router.endpoints import ADMINISTRATION, INFERENCE_PATHS, TEXT_STREAMS, label
-from dualmap_router.errors import ApiError, ClientGoneError, unavailable
+from dualmap_router.errors import ApiError, ClientGoneError, not_found, overloaded, unavailable
 from dualmap_router.explain import explain
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
@@ -133,10 +133,7 @@ class Api:
             raise ApiError(405, f"{request.path} takes POST", code="method_not_allowed")
         self._admit()
         started_s = time.monotonic()
-        options = parse_options(request.get)
-        inference = parse_inference(request.path, request.body)
-        self._models.check(inference.model)
-        inference = self._isolation.inference(request, inference)
+        options, inference = self._read(request, request.path)
         record = None
         if (
             inference.stream
@@ -153,6 +150,13 @@ class Api:
         finally:
             if record is not None:
                 record.close()
+
+    def _read(self, request: HttpRequest, path: str) -> tuple[Options, InferenceRequest]:
+        """What is asked, by the endpoint's form; its body is its tenant's own from here on."""
+        options = parse_options(request.get)
+        inference = parse_inference(path, request.body)
+        self._models.check(inference.model)
+        return options, self._isolation.inference(request, inference)
 
     def _flight(
         self,
@@ -224,9 +228,7 @@ class Api:
         if self.draining:
             raise unavailable("this router is shutting down")
         if self.in_flight > self._settings.max_in_flight:
-            raise ApiError(
-                429, "too many requests in flight", "rate_limit_error", "overloaded", retry_after_s=1
-            )
+            raise overloaded("too many requests in flight")
 
     # Everything else
 
@@ -255,18 +257,15 @@ class Api:
         """What only administrators may see."""
         request.caller.check_admin()
         if request.path != "/debug/explain":
-            raise ApiError(404, f"there is no {request.path} here", code="not_found")
+            raise not_found(request.path)
         await self._explain(request, response)
 
     async def _explain(self, request: HttpRequest, response: HttpResponse) -> None:
         """A dry run: what would be decided for this body, and over what state."""
         if request.method != "POST":
             raise ApiError(405, "POST the body of an inference request", code="method_not_allowed")
-        options = parse_options(request.get)
         path = "/v1/chat/completions" if b'"messages"' in request.body else "/v1/completions"
-        inference = parse_inference(path, request.body)
-        self._models.check(inference.model)
-        inference = self._isolation.inference(request, inference)
+        options, inference = self._read(request, path)
         adapter = self._models.adapter(inference.model)
         prompt = self._placement.prompt(inference, adapter, options.prefix_key)
         report = await explain(self._placement, prompt, *self._terms(options, prompt))
@@ -279,7 +278,7 @@ class Api:
         path = request.path
         inside = path.startswith(ADMINISTRATION)
         if inside or not path.startswith(self._settings.passthrough) or ".." in path:
-            raise ApiError(404, f"there is no {path} here", code="not_found")
+            raise not_found(path)
         self._admit()
         self._isolation.passthrough(request)
         flight = Flight(

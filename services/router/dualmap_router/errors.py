@@ -43,6 +43,16 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
+def not_found(path: str) -> ApiError:
+    """404: no such path."""
+    return ApiError(404, f"there is no {path} here", code="not_found")
+
+
+def overloaded(message: str, retry_after_s: float = 1.0) -> ApiError:
+    """429: there is too much of it now."""
+    return ApiError(429, message, "rate_limit_error", "overloaded", retry_after_s=retry_after_s)
+
+
 def unavailable(message: str, retry_after_s: float = 1.0) -> ApiError:
     """503: nothing can serve it now."""
     return ApiError(503, message, "service_unavailable", "no_instance", retry_after_s=retry_after_s)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import httptools
 
 from dualmap_router.caller import NOBODY
-from dualmap_router.errors import ApiError, ClientGoneError, bad_request
+from dualmap_router.errors import ApiError, ClientGoneError, bad_request, overloaded
 from dualmap_router.http_head import body_too_large, check_head, check_length, head_too_large
 from dualmap_router.http_message import HttpRequest, HttpResponse
 
@@ -195,7 +195,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(body_too_large(self._limits))
         elif self._server.held_bytes > self._limits.max_held_bytes:
             message = "this router holds as many request bodies as it has room for; try again later"
-            self._refuse(ApiError(429, message, "rate_limit_error", "overloaded", retry_after_s=1.0))
+            self._refuse(overloaded(message))
 
     def on_message_complete(self) -> None:
         """A request is complete."""

@@ -42,11 +42,9 @@ class CertifiedHttp:
     def __init__(self, files: PemFiles) -> None:
         self._files = files
         self._stamps: object = files.stamps()
-        self._current = files.server_context()
-        self.context = files.server_context()
+        self.context = self._current = files.server_context()
         # Called for every client, whether it names a server or not; what it sets holds from this handshake on.
         self.context.sni_callback = self._take_current
-        self.context.set_alpn_protocols(["http/1.1"])
 
     async def renew(self) -> None:
         """Read files that have changed; what cannot be used leaves all as it is."""

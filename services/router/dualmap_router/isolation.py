@@ -97,6 +97,6 @@ def isolation_for(settings: RouterSettings) -> Isolation:
 
 def with_salt(body: bytes, salt: str) -> bytes:
     """A JSON object with its `cache_salt` replaced."""
-    closing = body.rindex(b"}")
-    comma = b"" if body[:closing].rstrip().endswith(b"{") else b","
-    return b'%b%b"cache_salt":"%b"}' % (body[:closing], comma, salt.encode())
+    open_object = body[: body.rindex(b"}")]
+    comma = b"" if open_object.rstrip().endswith(b"{") else b","
+    return b'%b%b"cache_salt":"%b"}' % (open_object, comma, salt.encode())

@@ -9,7 +9,7 @@ import asyncio
 import time
 
 from dualmap.types import Reason
-from dualmap_router.errors import ApiError, ClientGoneError, unavailable
+from dualmap_router.errors import ApiError, ClientGoneError, overloaded, unavailable
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
@@ -290,7 +290,7 @@ class Pilot:
 def _given_up(failed: pb.Failed) -> ApiError:
     """What the client hears after the last attempt."""
     if failed.kind == pb.Failed.QUEUE_FULL:
-        return ApiError(429, "every queue is full", "rate_limit_error", "overloaded", retry_after_s=1.0)
+        return overloaded("every queue is full")
     if failed.kind == pb.Failed.BAD_ANSWER:
         return ApiError(502, failed.message or "the engine broke HTTP", "upstream_error", "bad_answer")
     return unavailable(f"no instance could answer: {failed.message}")

@@ -11,7 +11,7 @@ from typing import Any
 from dualmap.ttft import TokenRatio, split_prompt
 from dualmap.types import ChoiceRule, InstanceView, Reason
 from dualmap_router.charges import Charges
-from dualmap_router.errors import ApiError, unavailable
+from dualmap_router.errors import ApiError, overloaded, unavailable
 from dualmap_router.local_decision import decide_alone, local_view
 from dualmap_router.pool import Pool, make_offer
 from dualmap_router.prompt import Prompt, hash_prompt
@@ -238,11 +238,8 @@ class Placement:
 
 
 def _overloaded(excess_s: float) -> ApiError:
-    return ApiError(
-        429,
+    return overloaded(
         "every instance is busy for longer than this service lets a request wait; try again later",
-        "rate_limit_error",
-        "overloaded",
         retry_after_s=max(1.0, min(excess_s, 60.0)),
     )
 

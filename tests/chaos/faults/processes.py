@@ -1,6 +1,5 @@
 """Processes that die, freeze, or are told to stop, and start again."""
 
-import asyncio
 import contextlib
 import signal
 
@@ -195,4 +194,3 @@ async def recovered(world: World, name: str) -> None:
     if not name.startswith("rebalancer"):
         with contextlib.suppress(Exception):
             await world.wait_ready(len(world.workers), 15.0)
-    await asyncio.sleep(0)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from dualmap_router.endpoints import FILES_PREFIX, is_file
-from dualmap_router.errors import ApiError, ClientGoneError
+from dualmap_router.errors import ApiError, ClientGoneError, not_found, overloaded
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse
 from dualmap_router.ui.snapshot import Snapshots
 
@@ -95,12 +95,12 @@ class LivePages:
         elif path.startswith("/ui/requests/"):
             self._request(request, response)
         else:
-            raise _not_found(path)
+            raise not_found(path)
 
     def _file(self, path: str, response: HttpResponse) -> None:
         file = self._files.get(path)
         if file is None:
-            raise _not_found(path)
+            raise not_found(path)
         content_type, content = file
         headers = [("content-type", content_type), ("cache-control", "no-cache"), *_GUARDS]
         response.send(200, headers, content)
@@ -118,9 +118,7 @@ class LivePages:
     async def _stream(self, response: HttpResponse) -> None:
         """Snapshots as server-sent events until the viewer goes away or this router drains."""
         if self.viewers >= _MAX_VIEWERS:
-            raise ApiError(
-                429, "too many people look at this page", "rate_limit_error", "overloaded", retry_after_s=5.0
-            )
+            raise overloaded("too many people look at this page", retry_after_s=5.0)
         self.viewers += 1
         try:
             response.start(200, [("content-type", "text/event-stream"), _NO_STORE, *_GUARDS])
@@ -138,10 +136,6 @@ class LivePages:
 
 def _send_json(response: HttpResponse, body: bytes) -> None:
     response.send(200, [JSON, _NO_STORE, *_GUARDS], body)
-
-
-def _not_found(path: str) -> ApiError:
-    return ApiError(404, f"there is no {path} here", code="not_found")
 
 
 def _read_files() -> dict[str, tuple[str, bytes]]:

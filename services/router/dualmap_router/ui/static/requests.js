@@ -1,7 +1,7 @@
 // Requests: in flight, and the last that ended. The list stands still while somebody points at it or is in it.
 
 import { byId, classes, el, keyed, say, set, table } from "./dom.js";
-import { ago, count, seconds, share, short } from "./format.js";
+import { DASH, ago, count, seconds, share, short } from "./format.js";
 
 const COLUMNS = [
   { id: "age", name: "Came", number: true, title: "Ago" },
@@ -85,13 +85,13 @@ function updateRow(row, r) {
   const [age, , where, reason, cached, expected, ttft, result] = row.children;
   const step = r.steps.at(-1);
   say(age, ago(r.age_s));
-  say(where.firstChild, step ? step.instance : "–");
+  say(where.firstChild, step ? step.instance : DASH);
   const others = r.candidates.filter((name) => name !== step?.instance);
   say(where.lastChild, others.length ? ` (${others.join(", ")})` : "");
-  say(reason, r.reason || "–");
-  say(cached, step && r.chunks ? share(Math.min(step.cached_chunks / r.chunks, 1)) : "–");
+  say(reason, r.reason || DASH);
+  say(cached, step && r.chunks ? share(Math.min(step.cached_chunks / r.chunks, 1)) : DASH);
   say(expected, seconds(step?.ttft_s));
-  say(ttft, r.ttft_s !== null ? seconds(r.ttft_s) : r.outcome === "waiting" ? `… ${seconds(r.took_s)}` : "–");
+  say(ttft, r.ttft_s !== null ? seconds(r.ttft_s) : r.outcome === "waiting" ? `… ${seconds(r.took_s)}` : DASH);
   const [word, alarming] = resultOf(r);
   say(result, word);
   set(result, "class", alarming ? "result alarm" : "result");
