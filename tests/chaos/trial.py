@@ -61,6 +61,8 @@ class Outcome:
     left: dict[str, object] = field(default_factory=dict)
     doubled: list[str] = field(default_factory=list)
     cpu_share: float = 0.0
+    said: dict[str, list[str]] = field(default_factory=dict)
+    """What the parts' logs say of requests that went wrong, by request."""
 
     @property
     def lost(self) -> list[RequestRecord]:
@@ -110,10 +112,11 @@ class Outcome:
     def check(self) -> None:
         """Raise AssertionError for whatever must not be."""
         assert self.records
-        assert not self.lost, self.lost[:3]
+        assert not self.lost, (self.lost[:3], self.said)
         assert not self.duplicated, self.duplicated[:3]
-        assert not self.wrong, self.wrong[:3]
-        assert not self.unexcused, (Counter(what for what, _ in self.unexcused), self.unexcused[:3])
+        assert not self.wrong, (self.wrong[:3], self.said)
+        unexcused = Counter(what for what, _ in self.unexcused)
+        assert not unexcused, (unexcused, self.unexcused[:3], self.said)
         assert not self.doubled, self.doubled
         assert not self.left, self.left
 
@@ -147,10 +150,22 @@ async def run_trial(
     records = await load
     outcome = Outcome(records, sorted(happened, key=lambda one: one.from_s))
     outcome.cpu_share = psutil.cpu_percent() / 100
+    wrong = [*outcome.lost, *outcome.wrong, *(record for _, record in outcome.unexcused)]
+    outcome.said = {record.request_id: _said(world, record.request_id) for record in wrong}
     await world.whole()
     outcome.left = await settle(world, before)
     outcome.doubled = await _doubled(world, outcome)
     return outcome
+
+
+def _said(world: World, request_id: str) -> list[str]:
+    logs = [(name, child.log) for name, child in world.children.items() if child.log is not None]
+    return [
+        f"{name}: {line}"
+        for name, log in logs
+        for line in log.read_text(errors="replace").splitlines()
+        if request_id in line
+    ]
 
 
 async def _run_lane(world: World, lane: Lane, happened: list[Happened], started_s: float) -> None:

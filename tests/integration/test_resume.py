@@ -114,6 +114,19 @@ async def test_an_engine_that_dies_behind_the_last_token_costs_nothing(
     assert usages == ([counts] if asks_usage else [])
 
 
+async def test_engines_that_die_one_after_another_do_not_end_an_answer(
+    stack: Stack, http: aiohttp.ClientSession
+) -> None:
+    """As in a restart of all of them, which a long answer meets again and again: each brought it some way."""
+    body = chat(unique_text(), max_tokens=100)
+    before = await resumed(stack, http)
+    for url in stack.engine_urls:
+        await faults(http, url, die_after_tokens=12, times=2)
+    found = await events(stack, http, "/v1/chat/completions", body)
+    assert text_of(found) == expected_text(canonical_prompt(body), 100)
+    assert await resumed(stack, http) == before + 6
+
+
 async def test_the_official_client_notices_nothing(stack: Stack, http: aiohttp.ClientSession) -> None:
     await die(stack, http, 3)
     messages: Any = [{"role": "user", "content": unique_text()}]

@@ -68,6 +68,8 @@ class Flight:
     hide_usage: bool = False
     streamed: bool = False
     attempts: int = 0
+    pieces: int = 0
+    """Of the body that this attempt has brought the client, as they were written."""
     moves: int = 0
     placed: Placed | None = None
     earlier: tuple[Placed, ...] = ()

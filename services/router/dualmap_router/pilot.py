@@ -6,6 +6,7 @@ is given back when the prefill is over, and in any case when the flight ends.
 """
 
 import asyncio
+import logging
 import time
 
 from dualmap.types import Reason
@@ -17,9 +18,14 @@ from dualmap_router.resumer import HelpersLostError, Resumer
 from dualmap_router.sessions import Sessions
 from dualmap_wire.v1 import worker_pb2 as pb
 
+log = logging.getLogger(__name__)
+
 _BLINK_S = 5.0
 """How long a request that was let in waits for an instance where none is reached."""
 _LOOK_S = 0.05
+_WELL_UNDER_WAY = 6
+"""An attempt that brought so many pieces of a stream was no failure of this request: what kills an engine as it starts
+to generate brings fewer. Where engines restart one after the other, each may catch the same long answer."""
 _MOST_HELPERS = 3
 """How many instances are asked what a text's tokens are: more than one may just have died."""
 
@@ -78,6 +84,8 @@ class Pilot:
                 # 2. Lost, or refused before the first byte: anywhere but there. One that drains has not failed.
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
+                if flight.pieces >= _WELL_UNDER_WAY:
+                    failures = 0
                 failures += not drains
                 lost.add(instance)
                 await self._somebody(flight)
@@ -141,6 +149,7 @@ class Pilot:
         submit = self._submit(flight, placed)
         if flight.trace is not None:
             flight.trace.dispatch(instance, submit)
+        flight.pieces = 0
         exchange = flight.exchange = session.submit(submit)
         while True:
             event = await exchange.next()
@@ -159,6 +168,7 @@ class Pilot:
                 if flight.splice is not None:
                     data = flight.splice.rewrite(data)
                 if data:
+                    flight.pieces += 1
                     await flight.sink.data(data)
             elif what == "head":
                 self._first_byte(flight, placed, value)
@@ -221,6 +231,10 @@ class Pilot:
     async def _break(self, flight: Flight, message: str) -> None:
         """End an answer that the client has seen some of and that cannot be completed."""
         flight.interrupted = True
+        log.warning(
+            "stream.broken",
+            extra={"request_id": flight.request_id, "why": message, "attempts": flight.attempts},
+        )
         await flight.sink.broken(message)
 
     def _any_instance(self, flight: Flight, lost: set[str]) -> str:

@@ -78,7 +78,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_in_flight: Count = 8192
     """Requests in this router at once; beyond it 429."""
     max_attempts: Count = 4
-    """How often a request is tried on instances that fail it before its first byte; one that drains has not failed."""
+    """How often in a row a request is tried on instances that fail it; one that drains has not failed, nor has one that
+    brought a stream some way."""
     request_timeout_s: Positive = 3600.0
     drain_s: NonNegative = 30.0
     """How long running answers may take after SIGTERM."""
