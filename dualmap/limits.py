@@ -48,7 +48,8 @@ def take(full_at_s: float, now_s: float, limits: Limits) -> Taken:
     """Take one request out of a bucket that is full at `full_at_s`."""
     interval_s = 1.0 / limits.requests_per_s
     room_s = limits.burst * interval_s
-    after_s = max(full_at_s, now_s) + interval_s
+    # No bucket is more than empty: one that seems to be was written before the clock was set back.
+    after_s = min(max(full_at_s, now_s), now_s + room_s) + interval_s
     wait_s = after_s - room_s - now_s
     # Half an interval's millionth is rounding, not a request too many.
     if wait_s > interval_s * 5e-7:

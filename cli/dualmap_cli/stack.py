@@ -147,9 +147,13 @@ class Stack:
         self._commands[name] = argv
         command = [sys.executable, "-m", "dualmap_cli", *argv]
         self.children[name] = start_child(
-            command, name, log, env={"PYTHONUNBUFFERED": "1"}, inherited=_is_no_setting
+            command, name, log, self.environment(name), inherited=_is_no_setting
         )
         return name
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What a part is started with besides this process's own variables."""
+        return {"PYTHONUNBUFFERED": "1"}
 
     def start_again(self, name: str) -> str:
         """Start a part that has ended as it was started; its log begins anew, and the earlier ones are kept."""

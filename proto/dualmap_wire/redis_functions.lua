@@ -106,7 +106,8 @@ local function read_view(prefix, instance, hashes, now, speed)
   if packed then
     local perf = cmsgpack.unpack(packed)
     view.speed = perf
-    if now - perf[10] <= STALE_US then
+    -- A report from the future was written before the clock was set back.
+    if math.abs(now - perf[10]) <= STALE_US then
       view.held = perf[9] == 1
       if perf[5] ~= '' and call('HEXISTS', prefix .. 'charges:' .. perf[4], perf[5]) == 1 then
         view.running = {
@@ -613,7 +614,9 @@ local function enter(keys, args)
   local left, full_us = 0, 0
   if rate > 0 then
     local key, interval = prefix .. 'rate:' .. tenant, 1000000 / rate
-    local after = math.max(tonumber(call('GET', key) or 0), now) + interval
+    -- No bucket is more than empty: one that seems to be was written before the clock was set back.
+    local full_at = math.min(math.max(tonumber(call('GET', key) or 0), now), now + burst * interval)
+    local after = full_at + interval
     local wait = after - burst * interval - now
     if wait > interval * 5e-7 then
       return { 'rate', math.ceil(wait), 0, math.ceil(after - interval - now), routers, now }

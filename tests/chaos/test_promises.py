@@ -183,3 +183,27 @@ async def test_2_a_router_that_loses_every_worker_for_a_moment_breaks_nothing(wo
     outcome.check()
     # Only who comes in that moment is turned away.
     assert not {error for record in outcome.records for error in record.retried} - {"http_503"}
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
+async def test_10_wall_clocks_that_are_set_change_nothing(world: World, ahead_s: float) -> None:
+    """Of every part at once; an engine that comes back meanwhile is a newer generation, whatever time it is."""
+
+    class Steps(faults.ClockSteps):
+        """To that time."""
+
+    Steps.ahead_s = ahead_s
+    parts = (*world.workers, *world.routers, *world.rebalancers)
+    lanes = [[Planned(1.0, 8.0, Steps(part))] for part in parts]
+    lanes.append([Planned(2.0, 2.0, faults.KillEngine("engine-1"))])
+    began = len(_logged(world, "registry.name_taken"))
+    outcome = await run_trial(world, lanes, 9.0, mix=Mix(chats=4, wholes=2, longs=1))
+    outcome.check()
+    assert not any(record.retried for record in outcome.records)
+    assert len(_logged(world, "registry.name_taken")) == began
+
+
+def _logged(world: World, event: str) -> list[str]:
+    """What the parts that run now have said of it."""
+    logs = [child.log for child in world.children.values() if child.log is not None]
+    return [line for log in logs for line in log.read_text(errors="replace").splitlines() if event in line]

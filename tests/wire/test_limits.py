@@ -45,6 +45,17 @@ def test_a_full_bucket_leaves_nothing(pool: WirePool) -> None:
         assert time.monotonic() < deadline
 
 
+def test_a_clock_that_was_set_back_leaves_nobody_out(pool: WirePool) -> None:
+    """An hour's worth of requests seems to be taken: at most a bucket can be."""
+    limits = Limits(0.5, 3)
+    _, now_us = pool.enter(limits)
+    pool.client.set(pool.keys.key("rate", "acme"), now_us + 3_600_000_000)
+    refused, later_us = pool.enter(limits)
+    assert (refused.refused, refused.wait_s) == ("rate", 2.0)
+    taken = take(later_us / 1e6 + 3600.0, later_us / 1e6, limits)
+    assert abs(taken.wait_s - refused.wait_s) < 1e-5
+
+
 def test_tenants_have_buckets_of_their_own(pool: WirePool) -> None:
     limits = Limits(0.1, 1)
     assert [pool.enter(limits, tenant=tenant)[0].refused for tenant in ("a", "b", "a")] == ["", "", "rate"]

@@ -44,16 +44,20 @@ class Presence:
     def begin_anew(self) -> None:
         """A new generation, with nothing in the cache; it is told with the next renewal."""
         if self.lease is not None:
+            known = self.lease.registration
             self.lease.registration = msgspec.structs.replace(
-                self.lease.registration, generation=new_generation()
+                known, generation=new_generation(known.generation)
             )
 
     async def come_back(self, **fields: Any) -> None:
         """Take requests again, with nothing in the cache."""
         await self.set_serving(True)
-        await self.change(generation=new_generation(), state="active", **fields)
+        earlier = self.lease.registration.generation if self.lease is not None else 0
+        await self.change(generation=new_generation(earlier), state="active", **fields)
 
 
-def new_generation() -> int:
-    """Larger than that of any earlier start, as long as this machine's clock does not run backwards."""
-    return time.time_ns() // 1_000_000
+def new_generation(earlier: int = 0) -> int:
+    """Larger than this process's `earlier` one, whatever the machine's clock does, and than that of any earlier
+    process, as long as it does not run backwards: where it did, the new process waits for the old one's lease to lapse.
+    """
+    return max(earlier + 1, time.time_ns() // 1_000_000)

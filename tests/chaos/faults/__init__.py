@@ -2,6 +2,7 @@
 
 from .base import Fault
 from .clients import ClientsDawdle, ClientsVanish, ClientsVanishUnanswered, ConnectionStorm
+from .clocks import ClockSteps
 from .engines import DiesAtOnce, DiesHalfWay, Fails, Garbles, Hangs, Late, Slow, Unhealthy
 from .network import (
     LeaderFromStore,
@@ -110,6 +111,7 @@ __all__ = [
     "ClientsDawdle",
     "ClientsVanish",
     "ClientsVanishUnanswered",
+    "ClockSteps",
     "ConnectionStorm",
     "DiesAtOnce",
     "DiesHalfWay",

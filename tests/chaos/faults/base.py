@@ -15,6 +15,7 @@ TELEMETRY = "6 telemetry is lost or late: stale is unknown"
 CLIENT = "7 a client goes away: its work ends"
 OVERLOAD = "8 overload: 429 with Retry-After, bounded queues"
 SIGTERM = "9 SIGTERM: running answers finish, queued ones move"
+CLOCKS = "10 a wall clock is set: nobody notices"
 UNPROMISED = "- not promised"
 
 CONNECTION_ENDS = frozenset(("connect", "disconnected", "cut"))
