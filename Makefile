@@ -88,6 +88,9 @@ bench-policies: $(READY) ## docs/results.md anew: every policy on every workload
 bench-fidelity: $(READY) ## the live system beside the simulator, on the same workload (25 minutes; ARGS=--quick: 4)
 	@$(BIN)/python -m bench.fidelity $(ARGS)
 
+bench-newcomer: $(READY) ## clone to first streamed token, with `make demo` (ARGS=--compose: in containers)
+	@$(BIN)/python -m bench.newcomer $(ARGS)
+
 screenshots: $(READY) ## the live page in every state, as PNG (needs Chromium; ARGS='docs': those of the documentation)
 	@$(BIN)/python -m bench.page $(ARGS)
 
@@ -112,4 +115,4 @@ audit: build/audit/.ready ## an SBOM in build/, and known vulnerabilities in wha
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test fuzz check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity screenshots profile-vllm lock audit clean
+.PHONY: help setup demo up test fuzz check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity bench-newcomer screenshots profile-vllm lock audit clean
