@@ -1,11 +1,17 @@
-"""Certificates of one TLS end, read from the PEM files that settings name."""
+"""Certificates of one TLS end, read from the PEM files that settings name, and again when they are replaced."""
 
+import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from dualmap_service.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+_Made = TypeVar("_Made")
 
 Label = Callable[[str], str]
 """A setting's name as whoever set it knows it: a variable or a flag."""
@@ -63,6 +69,39 @@ class PemFiles:
                     f"{cert}, {key}: {self.cert_file} and {self.key_file} are no PEM certificate and its "
                     f"unencrypted key ({exc.reason or exc})"
                 ) from exc
+
+
+class Renewed(Generic[_Made]):
+    """What is made of PEM files, and made anew once they are replaced."""
+
+    def __init__(self, files: PemFiles, make: Callable[[], _Made], use: str) -> None:
+        """`use` names it in the log. OSError or ValueError when nothing can be made of the files."""
+        self._files = files
+        self._make = make
+        self._use = use
+        self._seen: object = files.stamps()
+        self.latest = make()
+
+    def renew(self) -> _Made | None:
+        """What was made of files that changed since the last call; None if none did, or if they cannot be used.
+
+        Halfway through a renewal a file is missing, or certificate and key do not match: then `latest` stays, and the
+        next change is waited for.
+        """
+        stamps: object = None
+        try:
+            stamps = self._files.stamps()
+            if stamps == self._seen:
+                return None
+            self.latest = self._make()
+        except (OSError, ValueError) as exc:
+            if stamps != self._seen:
+                log.warning("tls.certificates_unusable", extra={"use": self._use, "error": str(exc)})
+            self._seen = stamps
+            return None
+        self._seen = stamps
+        log.info("tls.certificates_renewed", extra={"use": self._use})
+        return self.latest
 
 
 def read_text(path: str, label: str) -> str:

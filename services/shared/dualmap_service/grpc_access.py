@@ -4,7 +4,6 @@ Certificates are read again when their files change: a worker's server at its ne
 connect again. A server's name must be the host of its address, unless `server_name` is what all certificates say.
 """
 
-import logging
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,7 @@ import grpc
 import grpc.aio
 
 from dualmap_service.access import AccessSettings
-from dualmap_service.credentials import PemFiles
-
-log = logging.getLogger(__name__)
+from dualmap_service.credentials import PemFiles, Renewed
 
 Options = Sequence[tuple[str, Any]]
 
@@ -61,16 +58,15 @@ class MutualTls:
     def __init__(self, files: PemFiles, server_name: str) -> None:
         self._files = files
         self._server_name = server_name
-        self._context: ssl.SSLContext | None = None
-        self._context_of: object = None
-        self._serves: object = None
+        self._contexts: Renewed[ssl.SSLContext] | None = None
 
     def listen(self, server: grpc.aio.Server, address: str) -> int:
         """Let a server listen: who has no certificate of the CA does not get past the handshake."""
-        self._serves = self._files.stamps()
+        served = Renewed(self._files, self._configuration, "grpc server")
         credentials = grpc.dynamic_ssl_server_credentials(
-            self._configuration(),
-            self._renewed,  # type: ignore[arg-type]  # the stub does not know that None leaves all as it is
+            served.latest,
+            # At each handshake, on a thread of grpcio's.
+            served.renew,  # type: ignore[arg-type]  # the stub does not know that None leaves all as it is
             require_client_authentication=True,
         )
         return server.add_secure_port(address, credentials)
@@ -84,18 +80,10 @@ class MutualTls:
 
     def context(self) -> ssl.SSLContext:
         """For a connection that is framed by hand, with the certificates of now."""
-        try:
-            stamps = self._files.stamps()
-            if self._context is None or stamps != self._context_of:
-                context = self._files.client_context()
-                context.set_alpn_protocols(["h2"])
-                self._context, self._context_of = context, stamps
-        except OSError as exc:
-            # Halfway through a renewal a file is missing, or certificate and key do not match.
-            if self._context is None:
-                raise
-            log.warning("grpc.certificates_unusable", extra={"error": str(exc)})
-        return self._context
+        if self._contexts is None:
+            self._contexts = Renewed(self._files, self._client_context, "grpc client")
+        self._contexts.renew()
+        return self._contexts.latest
 
     def name_of(self, host: str) -> str:
         """The name that a server's certificate must have."""
@@ -106,24 +94,15 @@ class MutualTls:
         ca, key, cert = (Path(path).read_bytes() for path in (files.ca_file, files.key_file, files.cert_file))
         return ca, key, cert
 
+    def _client_context(self) -> ssl.SSLContext:
+        context = self._files.client_context()
+        context.set_alpn_protocols(["h2"])
+        return context
+
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        self._files.server_context()  # grpcio would take a certificate and another's key
         ca, key, cert = self._read()
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca)
-
-    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """At each handshake, on a thread of grpcio's: new certificates if the files have changed."""
-        try:
-            stamps = self._files.stamps()
-            if stamps == self._serves:
-                return None
-            self._files.server_context()  # fails halfway through a renewal: then the old ones go on
-            configuration = self._configuration()
-        except (OSError, ValueError) as exc:
-            log.warning("grpc.certificates_unusable", extra={"error": str(exc)})
-            return None
-        self._serves = stamps
-        log.info("grpc.certificates_renewed")
-        return configuration
 
 
 def grpc_access(settings: AccessSettings) -> GrpcAccess:

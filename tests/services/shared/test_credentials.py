@@ -9,6 +9,7 @@ from zmq.auth import create_certificates
 
 from dualmap_rebalancer.settings import RebalancerSettings
 from dualmap_router.settings import RouterSettings
+from dualmap_service.credentials import PemFiles, Renewed
 from dualmap_service.errors import SettingsError
 from dualmap_service.settings import SharedSettings, load_settings
 from dualmap_worker.settings import WorkerSettings
@@ -165,3 +166,30 @@ def test_curve_keys(curve: Path, pem: Pem) -> None:
         assert said.startswith("DUALMAP_CURVE_KEY_FILE: ")
     missing = refused("rebalancer", curve_key_file=str(curve / "missing"), **workers)
     assert missing == f"DUALMAP_CURVE_KEY_FILE: cannot read {curve}/missing: no such file"
+
+
+def test_what_is_replaced_is_read_again_and_half_a_renewal_is_not(
+    authority: Authority, pem: Pem, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = PemFiles(authority.ca_file, pem.cert_file, pem.key_file)
+    contexts = Renewed(files, files.server_context, "test")
+    first, newer = contexts.latest, authority.issue("newer")
+    assert contexts.renew() is None
+    # 1. The certificate is there before its key: said once, and all is as it was.
+    key = Path(pem.key_file).read_bytes()
+    Path(pem.cert_file).write_bytes(Path(newer.cert_file).read_bytes())
+    assert [contexts.renew(), contexts.renew()] == [None, None]
+    # 2. The key is missing for a moment.
+    Path(pem.key_file).unlink()
+    assert [contexts.renew(), contexts.renew()] == [None, None]
+    assert contexts.latest is first
+    assert [record.message for record in caplog.records] == ["tls.certificates_unusable"] * 2
+    # 3. Both are there.
+    Path(pem.key_file).write_bytes(Path(newer.key_file).read_bytes())
+    second = contexts.renew()
+    assert second is not None
+    assert second is contexts.latest is not first
+    # 4. A key of another certificate.
+    Path(pem.key_file).write_bytes(key)
+    assert contexts.renew() is None
+    assert contexts.latest is second
