@@ -8,6 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack
@@ -148,3 +150,25 @@ async def test_the_command_says_what_is_wrong(system: Stack, http: aiohttp.Clien
     status, _, err = await run("hello", "--url", "http://127.0.0.1:1")
     assert status == 1
     assert b"no router answers" in err
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (502, b"<html>Bad Gateway</html>", b"answered 502: <html>Bad Gateway</html>"),
+        (400, b'{"error": {"message": "no prompt"}}', b"answered 400: no prompt"),
+        (200, b"welcome", b"is no router of this release"),
+        (200, b"[]", b"is no router of this release"),
+    ],
+)
+async def test_what_is_no_router_is_said_in_a_line(status: int, body: bytes, says: bytes) -> None:
+    """A proxy before the router, or something else at its address."""
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(status=status, body=body)
+
+    async with RawTestServer(answer) as server:
+        returned, out, err = await run("hello", "--url", str(server.make_url("")))
+    assert returned == 1
+    assert says in err
+    assert b"Traceback" not in out + err

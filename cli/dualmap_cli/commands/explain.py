@@ -10,6 +10,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from dualmap_cli.load.sse import error_message
+
 
 @click.command("explain")
 @click.argument("prompt", required=False)
@@ -48,13 +50,15 @@ def explain(
         headers["authorization"] = f"Bearer {api_key}"
     status, answer = asyncio.run(_ask(url.rstrip("/") + "/debug/explain", payload, headers))
     if as_json:
-        click.echo(answer.decode())
+        click.echo(answer.decode(errors="replace"))
     if status != 200:
-        message = msgspec.json.decode(answer).get("error", {}).get("message", answer.decode())
-        click.echo(f"the router answered {status}: {message}", err=True)
+        click.echo(f"the router answered {status}: {error_message(answer)}", err=True)
         sys.exit(1)
     if not as_json:
-        _print(msgspec.json.decode(answer))
+        try:
+            _print(msgspec.json.decode(answer))
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as exc:
+            raise click.ClickException(f"what answers at {url} is no router of this release") from exc
 
 
 async def _ask(url: str, payload: bytes, headers: dict[str, str]) -> tuple[int, bytes]:

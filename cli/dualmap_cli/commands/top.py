@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from dualmap_cli.load.sse import error_message
 from dualmap_cli.top_view import top_view
 from dualmap_router.ui.view import Snapshot
 
@@ -73,13 +74,7 @@ async def _fetch(http: aiohttp.ClientSession, url: str) -> bytes:
         raise click.ClickException(
             f"the router at {url} serves no page: it runs with --ui false, or is older"
         )
-    raise click.ClickException(f"the router at {url} answered {response.status}: {_message(body)}")
-
-
-def _message(body: bytes) -> str:
-    with contextlib.suppress(msgspec.DecodeError, KeyError, TypeError):
-        return str(msgspec.json.decode(body)["error"]["message"])
-    return body[:200].decode(errors="replace")
+    raise click.ClickException(f"the router at {url} answered {response.status}: {error_message(body)}")
 
 
 def _decoded(packed: bytes) -> Snapshot:
