@@ -16,7 +16,7 @@ class Link:
     process at the other end of a TCP connection by its port, so that either can be done to some peers only.
     """
 
-    def __init__(self, target: str, owner: Callable[[int], str] = lambda _: "*") -> None:
+    def __init__(self, target: str, owner: Callable[[int, int], str] = lambda *_: "*") -> None:
         self._kind, self._target = target.split("://")
         self._owner = owner
         self._writers: dict[asyncio.StreamWriter, str] = {}
@@ -93,9 +93,9 @@ class Link:
     def _peer_of(self, writer: asyncio.StreamWriter) -> str:
         if self._kind == "ipc":
             return "*"
-        name = writer.get_extra_info("peername")
+        name, own = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         # None for one that has left already.
-        return self._owner(name[1]) if name else ""
+        return self._owner(name[1], own[1]) if name else ""
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._kind == "ipc":

@@ -185,6 +185,20 @@ async def test_2_a_router_that_loses_every_worker_for_a_moment_breaks_nothing(wo
     assert not {error for record in outcome.records for error in record.retried} - {"http_503"}
 
 
+async def test_2_a_stream_waits_longer_than_a_request_that_another_router_can_answer(world: World) -> None:
+    lanes = [[Planned(1.5, 7.0, faults.RouterFromWorkers("router-1"))]]
+    outcome = await run_trial(world, lanes, 4.0, mix=Mix(chats=2, wholes=2, longs=4))
+    outcome.check()
+    assert not {error for record in outcome.records for error in record.retried} - {"http_503"}
+    print(
+        [
+            (r.request_id[-8:], r.router, r.e2e_s, r.max_gap_s, r.due_s, r.reason, r.retried)
+            for r in outcome.records
+        ]
+    )
+    assert max(record.max_gap_s or 0.0 for record in outcome.records) > 5.0
+
+
 @pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
 async def test_10_wall_clocks_that_are_set_change_nothing(world: World, ahead_s: float) -> None:
     """Of every part at once; an engine that comes back meanwhile is a newer generation, whatever time it is."""

@@ -136,9 +136,9 @@ class World(Stack):
         self.relays[name] = Relay(source, address, seed=number)
         self._addresses[name] = address
 
-    def _owner(self, port: int) -> str:
-        """The router or rebalancer whose connection begins at a port."""
-        inode = _socket_inode(port)
+    def _owner(self, port: int, to_port: int) -> str:
+        """The router or rebalancer whose connection leads from one port to another."""
+        inode = _socket_inode(port, to_port)
         for name in (*self.routers, *self.rebalancers):
             if inode is not None and name in self.children and _has_socket(self.children[name].pid, inode):
                 return name
@@ -229,9 +229,13 @@ class World(Stack):
         return sum(leads) == 1
 
 
-def _socket_inode(port: int) -> bytes | None:
-    """The kernel's number of the TCP socket that has this local port; psutil reads ten times as much for it."""
-    found = re.search(rb"\d: [0-9A-F]{8}:%04X (?:\S+ +){7}(\d+)" % port, Path("/proc/net/tcp").read_bytes())
+def _socket_inode(port: int, to_port: int) -> bytes | None:
+    """The kernel's number of the TCP socket between these ports; psutil reads ten times as much for it.
+
+    A local port alone may be several sockets', and of connections that have ended.
+    """
+    line = rb"\d: [0-9A-F]{8}:%04X [0-9A-F]{8}:%04X (?:\S+ +){6}(\d+)" % (port, to_port)
+    found = re.search(line, Path("/proc/net/tcp").read_bytes())
     return found[1] if found else None
 
 

@@ -21,7 +21,9 @@ from dualmap_wire.v1 import worker_pb2 as pb
 log = logging.getLogger(__name__)
 
 _BLINK_S = 5.0
-"""How long a request that was let in waits for an instance where none is reached."""
+"""How long a request that was let in waits for an instance where none is reached: its client can ask another router."""
+_STREAM_BLINK_S = 15.0
+"""The same of a stream that has begun, for which nobody else can do anything."""
 _LOOK_S = 0.05
 _WELL_UNDER_WAY = 6
 """An attempt that brought so many pieces of a stream was no failure of this request: what kills an engine as it starts
@@ -200,7 +202,7 @@ class Pilot:
 
     async def _somebody(self, flight: Flight) -> None:
         """Wait for an instance where none is reached: who slept or blinked loses all at once, and has them back."""
-        give_up_s = time.monotonic() + _BLINK_S
+        give_up_s = _give_up_s(flight)
         while not self._placement.usable_for(flight.model):
             if flight.gone or time.monotonic() > give_up_s:
                 return
@@ -208,7 +210,7 @@ class Pilot:
 
     async def _resume(self, flight: Flight, lost: set[str]) -> bool:
         """Prepare the rest of an answer that broke off half-way for another instance."""
-        give_up_s = time.monotonic() + _BLINK_S
+        give_up_s = _give_up_s(flight)
         while not flight.timed_out and flight.record is not None:
             usable = self._placement.usable_for(flight.model)
             sessions = [session for name in usable if (session := self._sessions.get(name)) is not None]
@@ -299,6 +301,11 @@ class Pilot:
         self._metrics.prompt_tokens.inc(end.prompt_tokens)
         self._metrics.cached(placed.instance, placed.cached_tokens, end.cached_tokens)
         self._placement.count_tokens(flight.prompt, end.prompt_tokens)
+
+
+def _give_up_s(flight: Flight) -> float:
+    """Until when to wait for instances that are all away."""
+    return time.monotonic() + (_STREAM_BLINK_S if flight.sink.answered else _BLINK_S)
 
 
 def _given_up(failed: pb.Failed) -> ApiError:
