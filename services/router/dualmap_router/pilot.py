@@ -121,7 +121,7 @@ class Pilot:
         if first:
             flight.reason = placed.reason
             self._metrics.decision_s.observe(time.monotonic() - flight.started_s)
-        self._metrics.decision(placed.instance, str(flight.reason))
+        self._metrics.decision(placed.instance, flight.reason)
         if not placed.shared:
             self._metrics.local_decisions.inc()
         if flight.trace is not None:
