@@ -40,8 +40,7 @@ def unpack_hash(member: bytes) -> int:
     return int.from_bytes(member, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class RouteCall:
+class RouteCall(msgspec.Struct, frozen=True, gc=False):
     """The arguments of `route`: what `choose` takes, and what to book under which name."""
 
     router: str
@@ -114,8 +113,7 @@ class Weighed:
         return self.wait_s + self.own_s
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True, gc=False):
     """A decision that is booked."""
 
     instance: str

@@ -5,8 +5,9 @@ is away or late, `local_decision` stands in.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from dualmap.ttft import TokenRatio, split_prompt
 from dualmap.types import ChoiceRule, InstanceView, Reason
@@ -35,8 +36,7 @@ _MOST_CHUNKS = 100_000
 """Written down of one instance, where nothing says how many it can hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, and what the decision expects."""
 
     charge_id: str
