@@ -121,6 +121,20 @@ class Answer:
         if self._response.full:
             await self._response.room()
 
+    def relay(self, chunk: bytes) -> bool:
+        """Relay a piece of a stream at once; false, and nothing done, where `data` has more to do than that."""
+        response, size = self._response, self._size + len(chunk)
+        if not response.started or response.full or size > self._max_bytes:
+            return False
+        try:
+            response.write(chunk)
+        except ClientGoneError:
+            return False
+        self._size = size
+        if self._record is not None:
+            self._record.add(chunk)
+        return True
+
     async def end(self) -> None:
         """The body is complete: send what was kept, or end the stream."""
         if self._response.started:

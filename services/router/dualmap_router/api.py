@@ -189,6 +189,7 @@ class Api:
             rule=rule,
             priority=options.priority if options.priority is not None else inference.priority,
             streamed=inference.stream,
+            relay=sink.relay if inference.stream else None,
             hide_usage=streams_openai and not inference.wants_usage and not inference.has_stream_options,
         )
 

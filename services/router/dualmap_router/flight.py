@@ -1,6 +1,6 @@
 """A flight: one client request on its way to an answer, and where that answer goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -67,6 +67,8 @@ class Flight(msgspec.Struct):
     """What the client wants hashed instead of the prompt."""
     hide_usage: bool = False
     streamed: bool = False
+    relay: Callable[[bytes], bool] | None = None
+    """Sends the client a piece of a stream at once; false where that has to wait. None where there is no such thing."""
     attempts: int = 0
     moves: int = 0
     placed: Placed | None = None

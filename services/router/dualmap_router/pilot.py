@@ -164,6 +164,7 @@ class Pilot:
                 self._first_byte(flight, placed, value)
                 if flight.splice is None:
                     await flight.sink.head(value.status, value.headers, flight)
+                    exchange.relay = flight.relay
                 elif value.status != 200:
                     exchange.cancel()
                     await self._break(flight, "the engine was lost, and no other could continue its answer")
