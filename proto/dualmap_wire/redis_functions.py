@@ -157,7 +157,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
             return Routed(
                 instance=instance.decode(),
                 backup=backup.decode() or None,
-                reason=Reason(reason.decode()),
+                reason=_REASONS[reason],
                 feasible=feasible == 1,
                 owned_chunks=owned,
                 backup_owned_chunks=backup_owned,
@@ -173,6 +173,9 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
+
+
+_REASONS = {reason.encode(): reason for reason in Reason}
 
 
 def _check_counts(*counts: object) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -31,6 +31,9 @@ from dualmap_router.ui.pages import Pages
 from dualmap_router.ui.request_log import FlightWatch
 
 log = logging.getLogger(__name__)
+
+_chance = random.Random()
+"""Of ids, which must differ and need not be secret: the system's own source costs a system call each time."""
 
 Work = Callable[[HttpRequest, HttpResponse, str, Pairs], Awaitable[None]]
 """Request, answer, request id and what to tell of the tenant's limits."""
@@ -301,4 +304,4 @@ def _request_id(given: str | None) -> str:
     """The client's id if it is short and printable, since it goes into queues and telemetry; else a new one."""
     if given is not None and len(given) <= 128 and given.isascii() and given.isprintable() and given:
         return given
-    return secrets.token_hex(16)
+    return f"{_chance.getrandbits(128):032x}"
