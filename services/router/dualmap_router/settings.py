@@ -21,6 +21,12 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     """0 picks a free one."""
+    processes: Count = 1
+    """Routers on this port, one for each core that is to be used; each has a name and counters of its own."""
+    own_port: Port = 0
+    """A port that this process alone answers as well. Of several processes the first one's; 0 for those behind port."""
+    reuse_port: bool = False
+    """Share the port with other routers of this machine and user that do so too, as several processes do."""
     auth: Literal["auto", "keys", "none"] = "auto"
     """Whether clients need an API key. auto: if there is an api_keys_file; without one only this machine is served."""
     api_keys_file: str = ""
@@ -100,6 +106,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     def check(self, label: Label) -> None:
         """Raise SettingsError for what cannot be used."""
         SharedSettings.check(self, label)
+        if self.processes > 1 and not self.port:
+            raise SettingsError(f"{label('processes')} needs a port that is not 0: they share it")
         self._tls_pem().check(label("tls_client_ca_file"), label("tls_cert_file"), label("tls_key_file"))
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise SettingsError(f"{label('tls_client_ca_file')} needs {label('tls_cert_file')}")
