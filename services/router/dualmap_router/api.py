@@ -18,6 +18,7 @@ from dualmap_router.explain import explain
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
 from dualmap_router.isolation import isolation_for
+from dualmap_router.local_pages import LocalPages
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
@@ -67,7 +68,7 @@ class Api:
         self._limits = limits
         self._isolation = isolation_for(settings)
         self._pages = pages
-        self._state = state
+        self._local = LocalPages(settings.open_metrics, metrics, models, state)
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
         self.in_flight = 0
@@ -83,7 +84,7 @@ class Api:
         try:
             if path in INFERENCE_PATHS:
                 await self._counted(self._inference, request, response, request_id)
-            elif not self._local(request, response):
+            elif not self._local.answer(request, response):
                 if self._pages.owns(path):
                     await self._pages.answer(request, response)
                 elif path.startswith("/debug/"):
@@ -235,27 +236,6 @@ class Api:
             raise overloaded("too many requests in flight")
 
     # Everything else
-
-    def _local(self, request: HttpRequest, response: HttpResponse) -> bool:
-        """Answer what needs no engine; false when the path is something else."""
-        if request.method not in ("GET", "HEAD"):
-            return False
-        path = request.path
-        if path == "/healthz":
-            response.send(200, [JSON], b'{"status":"ok"}')
-        elif path == "/readyz":
-            state = self._state()
-            response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
-        elif path == "/metrics":
-            if not self._settings.open_metrics:
-                request.caller.check_admin()
-            text, content_type = self._metrics.render(request.get("accept") or "")
-            response.send(200, [("content-type", content_type)], text)
-        elif path == "/v1/models":
-            response.send(200, [JSON], self._models.listing())
-        else:
-            return False
-        return True
 
     async def _debug(self, request: HttpRequest, response: HttpResponse) -> None:
         """What only administrators may see."""

@@ -136,8 +136,7 @@ class GrpcStream(asyncio.Protocol):
                 self._settings(payload)
         elif kind == http2.HEADERS:
             self._head, self._head_ends_stream = bytearray(), bool(flags & http2.END_STREAM)
-            content = http2.unpadded(flags, payload)
-            self._more_head(flags, content[5:] if flags & http2.PRIORITY else content)
+            self._more_head(flags, http2.unpadded(flags, payload)[5 if flags & http2.PRIORITY else 0 :])
         elif kind == http2.CONTINUATION:
             if self._head is None:
                 raise BrokenError("a head continues that did not begin")
@@ -155,8 +154,7 @@ class GrpcStream(asyncio.Protocol):
     def _data(self, flags: int, payload: bytes) -> None:
         self._consumed_bytes += len(payload)
         if self._consumed_bytes >= _TOP_UP_BYTES:
-            more = self._consumed_bytes.to_bytes(4, "big")
-            self._consumed_bytes = 0
+            more, self._consumed_bytes = self._consumed_bytes.to_bytes(4, "big"), 0
             self._write(frame(http2.WINDOW_UPDATE, 0, 0, more) + frame(http2.WINDOW_UPDATE, 0, _STREAM, more))
         content = http2.unpadded(flags, payload) if flags & http2.PADDED else payload
         # The usual case: one frame, one message.
