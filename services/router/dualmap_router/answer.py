@@ -33,7 +33,7 @@ _INSIDE = ("x-dualmap-", "proxy-")
 
 def engine_headers(request: HttpRequest) -> list[pb.Header]:
     """The request headers that an engine may see: end to end, ASCII, nothing of ours."""
-    nominated = named_in(value for name, value in request.headers if name == "connection")
+    nominated = named_in([value for name, value in request.headers if name == "connection"])
     return [
         pb.Header(name=name, value=value)
         for name, value in request.headers
@@ -46,7 +46,7 @@ def engine_headers(request: HttpRequest) -> list[pb.Header]:
 
 def named_in(connections: Iterable[str]) -> frozenset[str]:
     """The headers that Connection headers name: they are for this hop alone."""
-    return frozenset(name.strip().lower() for value in connections for name in value.split(","))
+    return frozenset([name.strip().lower() for value in connections for name in value.split(",")])
 
 
 def decision_headers(flight: Flight, router: str) -> Pairs:

@@ -132,8 +132,10 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
 
     def wait_bound_s(self, slo_s: float) -> float:
         """How long a request with this objective may have to wait; 0 for no bound."""
-        bounds = (self.max_wait_s, self.shed_at * slo_s)
-        return min((bound_s for bound_s in bounds if bound_s > 0.0), default=0.0)
+        if self.shed_at <= 0.0:
+            return self.max_wait_s
+        shed_s = self.shed_at * slo_s
+        return min(self.max_wait_s, shed_s) if self.max_wait_s > 0.0 else shed_s
 
     def rule(self) -> ChoiceRule:
         """The choice's settings as the core takes them."""
