@@ -11,6 +11,7 @@ about 2/(n+1) of the pairs; instances hold keys within 10 % of their weight; equ
 rings in every process. The rings are values: `with_members` returns new ones and shares what stays.
 """
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Set
 from functools import lru_cache
@@ -109,7 +110,12 @@ class HashRing:
 
     def sampled(self, num_slots: int) -> tuple[str, ...]:
         """Who owns the middle of each of `num_slots` equal parts of the ring: a picture of it, not the whole."""
-        return tuple(next(self.walk((2 * slot + 1) * _RING // (2 * num_slots))) for slot in range(num_slots))
+        return tuple(self.owner((2 * slot + 1) * _RING // (2 * num_slots)) for slot in range(num_slots))
+
+    def owner(self, position: int) -> str:
+        """The first whom `walk` meets."""
+        index = bisect_left(self._positions, position)
+        return self._owners[index if index < len(self._owners) else 0]
 
     def walk(self, position: int) -> Iterator[str]:
         """Owners of the points from `position` on, once around; instances repeat."""
@@ -161,11 +167,12 @@ class RingPair:
         first_position, second_position = _positions(key)
         if among is not None:
             return self._candidates_among(first_position, second_position, among)
-        first = next(self._first.walk(first_position))
-        for second in self._second.walk(second_position):
-            if second != first:
-                return first, second
-        return (first,)
+        first = self._first.owner(first_position)
+        second = self._second.owner(second_position)
+        if second != first:
+            return first, second
+        others = (name for name in self._second.walk(second_position) if name != first)
+        return first, *itertools.islice(others, 1)
 
     def _candidates_among(
         self, first_position: int, second_position: int, among: Set[str]

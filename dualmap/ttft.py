@@ -290,10 +290,10 @@ class TokenRatio:
         """The ratio after one more prompt."""
         if prompt_bytes <= 0 or prompt_tokens <= 0:
             return self
-        return replace(
-            self,
-            prompt_bytes=self.prompt_bytes * _DECAY + prompt_bytes,
-            prompt_tokens=self.prompt_tokens * _DECAY + prompt_tokens,
+        return TokenRatio(
+            self.prior,
+            self.prompt_bytes * _DECAY + prompt_bytes,
+            self.prompt_tokens * _DECAY + prompt_tokens,
         )
 
     @property

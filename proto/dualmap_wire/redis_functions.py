@@ -40,8 +40,7 @@ def unpack_hash(member: bytes) -> int:
     return int.from_bytes(member, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class RouteCall:
+class RouteCall(msgspec.Struct, frozen=True, gc=False):
     """The arguments of `route`: what `choose` takes, and what to book under which name."""
 
     router: str
@@ -114,8 +113,7 @@ class Weighed:
         return self.wait_s + self.own_s
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True, gc=False):
     """A decision that is booked."""
 
     instance: str
@@ -159,7 +157,7 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
             return Routed(
                 instance=instance.decode(),
                 backup=backup.decode() or None,
-                reason=Reason(reason.decode()),
+                reason=_REASONS[reason],
                 feasible=feasible == 1,
                 owned_chunks=owned,
                 backup_owned_chunks=backup_owned,
@@ -175,6 +173,9 @@ def parse_route(reply: list[Any]) -> Routed | StaleSplits | Overload:
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as exc:
         raise WireError(f"route answered {reply!r:.200}") from exc
     raise WireError(f"route answered {kind!r:.40}")
+
+
+_REASONS = {reason.encode(): reason for reason in Reason}
 
 
 def _check_counts(*counts: object) -> None:

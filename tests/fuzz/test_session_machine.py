@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -212,7 +213,7 @@ class SessionMachine(RuleBasedStateMachine):
     def _asks(self, streamed: bool, queued: bool, twin: bool, tokens: int) -> None:
         number = len(self.flights)
         inference = parse_inference("/v1/completions", b'{"prompt":"word"}')
-        prompt = replace(self.placement.prompt(inference, "", None), num_tokens=tokens)
+        prompt = msgspec.structs.replace(self.placement.prompt(inference, "", None), num_tokens=tokens)
         flight = Flight(
             request_id="same" if twin else f"r{number}",
             method="POST",

@@ -33,7 +33,7 @@ _INSIDE = ("x-dualmap-", "proxy-")
 
 def engine_headers(request: HttpRequest) -> list[pb.Header]:
     """The request headers that an engine may see: end to end, ASCII, nothing of ours."""
-    nominated = named_in(value for name, value in request.headers if name == "connection")
+    nominated = named_in([value for name, value in request.headers if name == "connection"])
     return [
         pb.Header(name=name, value=value)
         for name, value in request.headers
@@ -46,7 +46,7 @@ def engine_headers(request: HttpRequest) -> list[pb.Header]:
 
 def named_in(connections: Iterable[str]) -> frozenset[str]:
     """The headers that Connection headers name: they are for this hop alone."""
-    return frozenset(name.strip().lower() for value in connections for name in value.split(","))
+    return frozenset([name.strip().lower() for value in connections for name in value.split(",")])
 
 
 def decision_headers(flight: Flight, router: str) -> Pairs:
@@ -120,6 +120,20 @@ class Answer:
         self._response.write(chunk)
         if self._response.full:
             await self._response.room()
+
+    def relay(self, chunk: bytes) -> bool:
+        """Relay a piece of a stream at once; false, and nothing done, where `data` has more to do than that."""
+        response, size = self._response, self._size + len(chunk)
+        if not response.started or response.full or size > self._max_bytes:
+            return False
+        try:
+            response.write(chunk)
+        except ClientGoneError:
+            return False
+        self._size = size
+        if self._record is not None:
+            self._record.add(chunk)
+        return True
 
     async def end(self) -> None:
         """The body is complete: send what was kept, or end the stream."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -18,6 +18,7 @@ from dualmap_router.explain import explain
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import JSON, HttpRequest, HttpResponse, Pairs
 from dualmap_router.isolation import isolation_for
+from dualmap_router.local_pages import LocalPages
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.models import Models
 from dualmap_router.pilot import Pilot
@@ -31,6 +32,9 @@ from dualmap_router.ui.pages import Pages
 from dualmap_router.ui.request_log import FlightWatch
 
 log = logging.getLogger(__name__)
+
+_chance = random.Random()
+"""Of ids, which must differ and need not be secret: the system's own source costs a system call each time."""
 
 Work = Callable[[HttpRequest, HttpResponse, str, Pairs], Awaitable[None]]
 """Request, answer, request id and what to tell of the tenant's limits."""
@@ -64,7 +68,7 @@ class Api:
         self._limits = limits
         self._isolation = isolation_for(settings)
         self._pages = pages
-        self._state = state
+        self._local = LocalPages(settings.open_metrics, metrics, models, state)
         self._slo = Slo(settings.slo_ttft_s, settings.slo_ttft_per_1k_tokens_s)
         self._rule = settings.rule()
         self.in_flight = 0
@@ -80,7 +84,7 @@ class Api:
         try:
             if path in INFERENCE_PATHS:
                 await self._counted(self._inference, request, response, request_id)
-            elif not self._local(request, response):
+            elif not self._local.answer(request, response):
                 if self._pages.owns(path):
                     await self._pages.answer(request, response)
                 elif path.startswith("/debug/"):
@@ -189,6 +193,7 @@ class Api:
             rule=rule,
             priority=options.priority if options.priority is not None else inference.priority,
             streamed=inference.stream,
+            relay=sink.relay if inference.stream else None,
             hide_usage=streams_openai and not inference.wants_usage and not inference.has_stream_options,
         )
 
@@ -231,27 +236,6 @@ class Api:
             raise overloaded("too many requests in flight")
 
     # Everything else
-
-    def _local(self, request: HttpRequest, response: HttpResponse) -> bool:
-        """Answer what needs no engine; false when the path is something else."""
-        if request.method not in ("GET", "HEAD"):
-            return False
-        path = request.path
-        if path == "/healthz":
-            response.send(200, [JSON], b'{"status":"ok"}')
-        elif path == "/readyz":
-            state = self._state()
-            response.send(200 if state["ready"] else 503, [JSON], msgspec.json.encode(state))
-        elif path == "/metrics":
-            if not self._settings.open_metrics:
-                request.caller.check_admin()
-            text, content_type = self._metrics.render(request.get("accept") or "")
-            response.send(200, [("content-type", content_type)], text)
-        elif path == "/v1/models":
-            response.send(200, [JSON], self._models.listing())
-        else:
-            return False
-        return True
 
     async def _debug(self, request: HttpRequest, response: HttpResponse) -> None:
         """What only administrators may see."""
@@ -300,4 +284,4 @@ def _request_id(given: str | None) -> str:
     """The client's id if it is short and printable, since it goes into queues and telemetry; else a new one."""
     if given is not None and len(given) <= 128 and given.isascii() and given.isprintable() and given:
         return given
-    return secrets.token_hex(16)
+    return f"{_chance.getrandbits(128):032x}"

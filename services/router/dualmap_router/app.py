@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from typing import Any
 
 from dualmap_router.api import Api
@@ -197,10 +198,9 @@ class RouterApp:
         self._background.start(every(KEYS_POLL_S, self.door.poll), "keys")
         tls = settings.http_tls()
         self._background.start(every(_RENEW_S, tls.renew), "certificate")
-        try:
-            port = await self.http.start(settings.host, settings.port, tls.context)
-        except OSError as exc:
-            raise ServiceFailedError(f"cannot listen on {settings.host}:{settings.port}: {exc}") from exc
+        port = await self._listen(settings.port, tls.context, settings.reuse_port)
+        if settings.own_port:
+            await self._listen(settings.own_port, tls.context)
         log.info(
             "router.ready",
             extra={
@@ -218,6 +218,13 @@ class RouterApp:
         await self.store.close()
         await asyncio.to_thread(self._tracing.close)
         log.info("router.stopped", extra={"router": self._router})
+
+    async def _listen(self, port: int, context: ssl.SSLContext | None, reuse_port: bool = False) -> int:
+        host = self._settings.host
+        try:
+            return await self.http.start(host, port, context, reuse_port)
+        except OSError as exc:
+            raise ServiceFailedError(f"cannot listen on {host}:{port}: {exc}") from exc
 
     async def _drain(self) -> None:
         """Readiness goes off, running answers finish."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -18,7 +19,9 @@ _LAST = frozenset(("end", "moved", "failed"))
 class Exchange:
     """The events of one attempt in order, at most `max_bytes` of them unread."""
 
-    __slots__ = ("_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "stream")
+    __slots__ = (
+        "_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "relay", "stream",
+    )  # fmt: skip
 
     def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
         self._session = session
@@ -29,22 +32,42 @@ class Exchange:
         self._max_bytes = max_bytes
         self.ended = False
         self.overflowed = False
+        self.relay: Callable[[bytes], bool] | None = None
+        """Takes data that nobody needs to look at; false for what it cannot take now."""
 
     def feed(self, event: pb.Event) -> None:
-        """Take an event from the session."""
-        kind = event.WhichOneof("what")
-        if self.ended or kind is None:
+        """Take an event from the session; `stir` says that there are no more for now."""
+        if self.ended:
             return
-        value = getattr(event, kind)
-        self._events.append((kind, value))
-        if kind == "data":
-            self._bytes += len(value)
-            if self._bytes > self._max_bytes:
-                self.overflowed = True
-                self.cancel()
-        elif kind in _LAST:
+        data = event.data
+        # Most events are data, and asking for the kind costs more than the data.
+        if data:
+            self._events.append(("data", data))
+            self._bytes += len(data)
+            return
+        kind = event.WhichOneof("what")
+        if kind is None:
+            return
+        self._events.append((kind, getattr(event, kind)))
+        if kind in _LAST:
             self.ended = True
             self._session.forget(self.stream)
+
+    def stir(self) -> None:
+        """Something came: pass it on if that is all, else let whoever waits look at it."""
+        if not self._events:
+            return
+        if self.relay is not None and self._events[0][0] == "data":
+            data = self.joined(self._pop()[1])
+            if not self.relay(data):
+                self._events.appendleft(("data", data))
+                self._bytes += len(data)
+            elif not self._events:
+                return
+        if self._bytes > self._max_bytes and not self.ended:
+            self.overflowed = True
+            self.cancel()
+            return
         self.wake()
 
     def wake(self) -> None:

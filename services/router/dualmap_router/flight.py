@@ -1,8 +1,9 @@
 """A flight: one client request on its way to an answer, and where that answer goes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.continuation import Splice
@@ -38,8 +39,7 @@ class Sink(Protocol):
         """The answer cannot be completed."""
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(msgspec.Struct):
     """What a request needs on its way, and what became of it."""
 
     request_id: str
@@ -57,7 +57,7 @@ class Flight:
     prompt: Prompt | None = None
     """None for what needs no prefill: it skips decision and queue."""
     slo_s: float = 0.0
-    rule: ChoiceRule = field(default_factory=ChoiceRule)
+    rule: ChoiceRule = ChoiceRule()
     priority: int = 0
     tenant: str = ""
     """Whose it is; empty where clients do not say who they are."""
@@ -67,6 +67,8 @@ class Flight:
     """What the client wants hashed instead of the prompt."""
     hide_usage: bool = False
     streamed: bool = False
+    relay: Callable[[bytes], bool] | None = None
+    """Sends the client a piece of a stream at once; false where that has to wait. None where there is no such thing."""
     attempts: int = 0
     pieces: int = 0
     """Of the body that this attempt has brought the client, as they were written."""

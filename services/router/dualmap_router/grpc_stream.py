@@ -12,42 +12,17 @@ Whatever breaks a rule ends the stream: `on_end` is called once, with a reason, 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum
 from typing import cast
 
 from hpack import Decoder, Encoder, HPACKError
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+from dualmap_router import http2
+from dualmap_router.http2 import BrokenError, frame
+
 _STREAM = 1
-_MAX_FRAME_BYTES = 16384
-"""What this end takes per frame: HTTP/2's default."""
 _WINDOW_BYTES = 16 * 1024 * 1024
 """What the other end may send ahead; messages are taken as they come, so it is topped up at once."""
 _TOP_UP_BYTES = _WINDOW_BYTES // 4
-_DEFAULT_WINDOW_BYTES = 65535
-_MAX_WINDOW_BYTES = 2**31 - 1
-_MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-_MAX_HEAD_BYTES = 64 * 1024
-
-_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
-
-
-class _Frame(IntEnum):
-    DATA = 0
-    HEADERS = 1
-    PRIORITY = 2
-    RST_STREAM = 3
-    SETTINGS = 4
-    PUSH_PROMISE = 5
-    PING = 6
-    GOAWAY = 7
-    WINDOW_UPDATE = 8
-    CONTINUATION = 9
-
-
-class _BrokenError(Exception):
-    """The other end broke a rule, or ended the call."""
 
 
 class GrpcStream(asyncio.Protocol):
@@ -85,10 +60,10 @@ class GrpcStream(asyncio.Protocol):
         self._misses = 0
         # Out
         self._waiting: deque[memoryview] = deque()
-        self._max_frame_bytes = _MAX_FRAME_BYTES
-        self._connection_window = _DEFAULT_WINDOW_BYTES
-        self._stream_window = _DEFAULT_WINDOW_BYTES
-        self._initial_window = _DEFAULT_WINDOW_BYTES
+        self._max_frame_bytes = http2.MAX_FRAME_BYTES
+        self._connection_window = http2.DEFAULT_WINDOW_BYTES
+        self._stream_window = http2.DEFAULT_WINDOW_BYTES
+        self._initial_window = http2.DEFAULT_WINDOW_BYTES
 
     # The transport
 
@@ -107,17 +82,13 @@ class GrpcStream(asyncio.Protocol):
                 ("user-agent", "dualmap"),
             ]
         )
-        # No push, a wide window.
-        settings = b"".join(
-            key.to_bytes(2, "big") + value.to_bytes(4, "big")
-            for key, value in ((2, 0), (_INITIAL_WINDOW_SIZE, _WINDOW_BYTES))
-        )
-        more = (_WINDOW_BYTES - _DEFAULT_WINDOW_BYTES).to_bytes(4, "big")
+        settings = http2.settings({http2.ENABLE_PUSH: 0, http2.INITIAL_WINDOW_SIZE: _WINDOW_BYTES})
+        more = (_WINDOW_BYTES - http2.DEFAULT_WINDOW_BYTES).to_bytes(4, "big")
         transport.write(
-            _PREFACE
-            + _frame(_Frame.SETTINGS, 0, 0, settings)
-            + _frame(_Frame.WINDOW_UPDATE, 0, 0, more)
-            + _frame(_Frame.HEADERS, _END_HEADERS, _STREAM, head)
+            http2.PREFACE
+            + frame(http2.SETTINGS, 0, 0, settings)
+            + frame(http2.WINDOW_UPDATE, 0, 0, more)
+            + frame(http2.HEADERS, http2.END_HEADERS, _STREAM, head)
         )
         self._timer = self._loop.call_later(self._keepalive_s, self._keep_alive)
 
@@ -133,16 +104,15 @@ class GrpcStream(asyncio.Protocol):
         start, size = 0, len(data)
         try:
             while size - start >= 9:
-                length = int.from_bytes(data[start : start + 3], "big")
-                if length > _MAX_FRAME_BYTES:
-                    raise _BrokenError("a frame is larger than was agreed")
-                end = start + 9 + length
+                high, low, kind, flags, stream = http2.read_head(data, start)
+                end = start + 9 + (high << 16 | low)
+                if end - start > 9 + http2.MAX_FRAME_BYTES:
+                    raise BrokenError("a frame is larger than was agreed")
                 if end > size:
                     break
-                stream = int.from_bytes(data[start + 5 : start + 9], "big") & 0x7FFFFFFF
-                self._take(data[start + 3], data[start + 4], stream, data[start + 9 : end])
+                self._take(kind, flags, stream & 0x7FFFFFFF, data[start + 9 : end])
                 start = end
-        except _BrokenError as exc:
+        except BrokenError as exc:
             self._end(str(exc))
             return
         self._partial = data[start:]
@@ -150,68 +120,64 @@ class GrpcStream(asyncio.Protocol):
     # Frames in
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if self._head is not None and kind != _Frame.CONTINUATION:
-            raise _BrokenError("a head was interrupted")
-        if kind == _Frame.DATA:
+        if self._head is not None and kind != http2.CONTINUATION:
+            raise BrokenError("a head was interrupted")
+        if kind == http2.DATA:
             self._data(flags, payload)
-        elif kind == _Frame.WINDOW_UPDATE:
+        elif kind == http2.WINDOW_UPDATE:
             self._window_update(stream, payload)
-        elif kind == _Frame.PING:
+        elif kind == http2.PING:
             if len(payload) != 8:
-                raise _BrokenError("a ping without its eight bytes")
-            if not flags & _ACK:
-                self._write(_frame(_Frame.PING, _ACK, 0, payload))
-        elif kind == _Frame.SETTINGS:
-            if not flags & _ACK:
+                raise BrokenError("a ping without its eight bytes")
+            if not flags & http2.ACK:
+                self._write(frame(http2.PING, http2.ACK, 0, payload))
+        elif kind == http2.SETTINGS:
+            if not flags & http2.ACK:
                 self._settings(payload)
-        elif kind == _Frame.HEADERS:
-            self._head, self._head_ends_stream = bytearray(), bool(flags & _END_STREAM)
-            content = _unpadded(flags, payload)
-            self._more_head(flags, content[5:] if flags & _PRIORITY else content)
-        elif kind == _Frame.CONTINUATION:
+        elif kind == http2.HEADERS:
+            self._head, self._head_ends_stream = bytearray(), bool(flags & http2.END_STREAM)
+            self._more_head(flags, http2.unpadded(flags, payload)[5 if flags & http2.PRIORITY else 0 :])
+        elif kind == http2.CONTINUATION:
             if self._head is None:
-                raise _BrokenError("a head continues that did not begin")
+                raise BrokenError("a head continues that did not begin")
             self._more_head(flags, payload)
-        elif kind == _Frame.RST_STREAM:
-            raise _BrokenError(f"the stream was reset with code {int.from_bytes(payload[:4], 'big')}")
-        elif kind == _Frame.GOAWAY:
+        elif kind == http2.RST_STREAM:
+            raise BrokenError(f"the stream was reset with code {int.from_bytes(payload[:4], 'big')}")
+        elif kind == http2.GOAWAY:
             last, code = int.from_bytes(payload[:4], "big"), int.from_bytes(payload[4:8], "big")
             # A server that stops lets a stream that it has seen go on.
             if code != 0 or last & 0x7FFFFFFF < _STREAM:
-                raise _BrokenError(f"the server went away with code {code}")
-        elif kind == _Frame.PUSH_PROMISE:
-            raise _BrokenError("a push that nobody allowed")
+                raise BrokenError(f"the server went away with code {code}")
+        elif kind == http2.PUSH_PROMISE:
+            raise BrokenError("a push that nobody allowed")
 
     def _data(self, flags: int, payload: bytes) -> None:
         self._consumed_bytes += len(payload)
         if self._consumed_bytes >= _TOP_UP_BYTES:
-            more = self._consumed_bytes.to_bytes(4, "big")
-            self._consumed_bytes = 0
-            self._write(
-                _frame(_Frame.WINDOW_UPDATE, 0, 0, more) + _frame(_Frame.WINDOW_UPDATE, 0, _STREAM, more)
-            )
-        content = _unpadded(flags, payload) if flags & _PADDED else payload
+            more, self._consumed_bytes = self._consumed_bytes.to_bytes(4, "big"), 0
+            self._write(frame(http2.WINDOW_UPDATE, 0, 0, more) + frame(http2.WINDOW_UPDATE, 0, _STREAM, more))
+        content = http2.unpadded(flags, payload) if flags & http2.PADDED else payload
         # The usual case: one frame, one message.
-        if not self._parts and len(content) >= 5 and _message_bytes(content) == len(content) - 5:
+        if not self._parts and len(content) >= 5 and http2.message_bytes(content) == len(content) - 5:
             self._on_message(content[5:])
         elif content:
             self._parts.append(content)
             self._parts_bytes += len(content)
             self._join_messages()
-        if flags & _END_STREAM:
-            raise _BrokenError("the server ended the stream")
+        if flags & http2.END_STREAM:
+            raise BrokenError("the server ended the stream")
 
     def _join_messages(self) -> None:
         """Hand on the messages that the parts so far complete."""
         if self._parts_bytes < 5:
             return
         first = self._parts[0] if len(self._parts[0]) >= 5 else b"".join(self._parts)
-        if self._parts_bytes < 5 + _message_bytes(first):
+        if self._parts_bytes < 5 + http2.message_bytes(first):
             return
         data = b"".join(self._parts)
         start = 0
         while len(data) - start >= 5:
-            end = start + 5 + _message_bytes(data[start : start + 5])
+            end = start + 5 + http2.message_bytes(data[start : start + 5])
             if end > len(data):
                 break
             self._on_message(data[start + 5 : end])
@@ -225,45 +191,37 @@ class GrpcStream(asyncio.Protocol):
             self._connection_window += more
         elif stream == _STREAM:
             self._stream_window += more
-        if max(self._connection_window, self._stream_window) > _MAX_WINDOW_BYTES:
-            raise _BrokenError("a window grew beyond what there is")
+        if max(self._connection_window, self._stream_window) > http2.MAX_WINDOW_BYTES:
+            raise BrokenError("a window grew beyond what there is")
         if self._waiting:
             self._pump()
 
     def _settings(self, payload: bytes) -> None:
-        if len(payload) % 6:
-            raise _BrokenError("settings of an odd size")
-        for start in range(0, len(payload), 6):
-            key = int.from_bytes(payload[start : start + 2], "big")
-            value = int.from_bytes(payload[start + 2 : start + 6], "big")
-            if key == _INITIAL_WINDOW_SIZE:
-                if value > _MAX_WINDOW_BYTES:
-                    raise _BrokenError("a window larger than there is")
+        for key, value in http2.settings_in(payload):
+            if key == http2.INITIAL_WINDOW_SIZE:
                 self._stream_window += value - self._initial_window
                 self._initial_window = value
-            elif key == _MAX_FRAME_SIZE:
-                if not 16384 <= value < 1 << 24:
-                    raise _BrokenError("a frame size that is not allowed")
+            elif key == http2.MAX_FRAME_SIZE:
                 self._max_frame_bytes = value
-        self._write(_frame(_Frame.SETTINGS, _ACK, 0, b""))
+        self._write(frame(http2.SETTINGS, http2.ACK, 0))
         self._pump()
 
     def _more_head(self, flags: int, block: bytes) -> None:
         assert self._head is not None
         self._head += block
-        if len(self._head) > _MAX_HEAD_BYTES:
-            raise _BrokenError("a head that is too large")
-        if not flags & _END_HEADERS:
+        if len(self._head) > http2.MAX_HEAD_BYTES:
+            raise BrokenError("a head that is too large")
+        if not flags & http2.END_HEADERS:
             return
         try:
             headers = dict(self._decoder.decode(bytes(self._head), raw=True))
         except HPACKError as exc:
-            raise _BrokenError(f"a head that cannot be read: {exc}") from exc
+            raise BrokenError(f"a head that cannot be read: {exc}") from exc
         self._head = None
         status, code = headers.get(b":status", b"200"), headers.get(b"grpc-status", b"0")
         if status != b"200" or code != b"0" or self._head_ends_stream:
             said = b"HTTP %b, gRPC status %b %b" % (status, code, headers.get(b"grpc-message", b""))
-            raise _BrokenError(f"the call ended with {said.decode(errors='replace').rstrip()}")
+            raise BrokenError(f"the call ended with {said.decode(errors='replace').rstrip()}")
 
     # Frames out
 
@@ -272,15 +230,15 @@ class GrpcStream(asyncio.Protocol):
         if self._ended:
             return
         size = len(message) + 5
-        data = b"\x00" + len(message).to_bytes(4, "big") + message
+        prefix = len(message).to_bytes(5, "big")  # the first byte: not compressed
         room = min(self._connection_window, self._stream_window, self._max_frame_bytes)
         if self._waiting or size > room:
-            self._waiting.append(memoryview(data))
+            self._waiting.append(memoryview(prefix + message))
             self._pump()
             return
         self._connection_window -= size
         self._stream_window -= size
-        self._write(_frame(_Frame.DATA, 0, _STREAM, data))
+        self._write(frame(http2.DATA, 0, _STREAM, prefix, message))
 
     @property
     def waiting_bytes(self) -> int:
@@ -300,7 +258,7 @@ class GrpcStream(asyncio.Protocol):
                 self._waiting[0] = data[room:]
             self._connection_window -= len(piece)
             self._stream_window -= len(piece)
-            self._write(_frame(_Frame.DATA, 0, _STREAM, piece))
+            self._write(frame(http2.DATA, 0, _STREAM, piece))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -319,7 +277,7 @@ class GrpcStream(asyncio.Protocol):
             self._end("the other end gives no sign of life")
             return
         self._heard = False
-        self._write(_frame(_Frame.PING, 0, 0, b"dualmap\x00"))
+        self._write(frame(http2.PING, 0, 0, b"dualmap\x00"))
         self._timer = self._loop.call_later(wait_s, self._keep_alive)
 
     # The end
@@ -339,26 +297,3 @@ class GrpcStream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._on_end(reason)
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:
-    head = (len(payload) << 48) | (kind << 40) | (flags << 32) | stream
-    return b"".join((head.to_bytes(9, "big"), payload))
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    if not flags & _PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise _BrokenError("more padding than frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _message_bytes(prefix: bytes) -> int:
-    """The size of the message that these five bytes announce."""
-    if prefix[0] != 0:
-        raise _BrokenError("a compressed message that nobody asked for")
-    size = int.from_bytes(prefix[1:5], "big")
-    if size > _MAX_MESSAGE_BYTES:
-        raise _BrokenError("a message that is too large")
-    return size

@@ -47,7 +47,7 @@ Enter = Callable[[bytes, bytes, list[tuple[str, str]]], Caller]
 
 
 class HttpServer:
-    """Listens on one address. The handler answers every request and raises nothing but cancellation."""
+    """Listens for clients. The handler answers every request and raises nothing but cancellation."""
 
     def __init__(
         self, handler: Handler, limits: HttpLimits, refused: Callable[[ApiError], None], enter: Enter
@@ -61,23 +61,31 @@ class HttpServer:
         self.held_bytes = 0
         self.closing = False
         self.date_header = _date_header()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int, context: ssl.SSLContext | None = None) -> int:
-        """Listen, with TLS if there is a context; returns the port. OSError when the address is taken."""
+    async def start(
+        self, host: str, port: int, context: ssl.SSLContext | None = None, reuse_port: bool = False
+    ) -> int:
+        """Listen, also on more ports than one, with TLS if there is a context; returns the port.
+
+        OSError when the address is taken, by others than those with whom `reuse_port` shares it.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
+        server = await loop.create_server(
             self._connection,
             host,
             port,
             backlog=_BACKLOG,
+            reuse_port=reuse_port or None,
             ssl=context,
             ssl_handshake_timeout=_HANDSHAKE_S if context is not None else None,
             ssl_shutdown_timeout=_SHUTDOWN_S if context is not None else None,
         )
-        self._sweeper = loop.create_task(self._sweep(), name="http-sweep")
-        bound: int = self._server.sockets[0].getsockname()[1]
+        self._servers.append(server)
+        if self._sweeper is None:
+            self._sweeper = loop.create_task(self._sweep(), name="http-sweep")
+        bound: int = server.sockets[0].getsockname()[1]
         return bound
 
     def _connection(self) -> asyncio.Protocol:
@@ -103,8 +111,8 @@ class HttpServer:
         """Stop listening and hang up."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.connections):
             connection.abort()
         await asyncio.sleep(0)

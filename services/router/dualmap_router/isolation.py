@@ -4,7 +4,6 @@ vLLM hashes a request's `cache_salt` into its first block, so that nobody finds,
 The salt stands last in the body: of a name that comes twice, JSON decoders keep the last.
 """
 
-from dataclasses import replace
 from typing import Protocol
 
 import msgspec
@@ -67,7 +66,7 @@ class PerTenant:
 
     def inference(self, request: HttpRequest, inference: InferenceRequest) -> InferenceRequest:
         """With a salt of the tenant, of which there is one for each of its own."""
-        return replace(inference, cache_salt=self._salt(request, inference.cache_salt))
+        return msgspec.structs.replace(inference, cache_salt=self._salt(request, inference.cache_salt))
 
     def passthrough(self, request: HttpRequest) -> None:
         """By path: what is neither known to take a salt nor to need none might tell what others have cached."""

@@ -131,7 +131,7 @@ class Pilot:
         if first:
             flight.reason = placed.reason
             self._metrics.decision_s.observe(time.monotonic() - flight.started_s)
-        self._metrics.decision(placed.instance, str(flight.reason))
+        self._metrics.decision(placed.instance, flight.reason)
         if not placed.shared:
             self._metrics.local_decisions.inc()
         if flight.trace is not None:
@@ -176,6 +176,7 @@ class Pilot:
                 self._first_byte(flight, placed, value)
                 if flight.splice is None:
                     await flight.sink.head(value.status, value.headers, flight)
+                    exchange.relay = flight.relay
                 elif value.status != 200:
                     exchange.cancel()
                     await self._break(flight, "the engine was lost, and no other could continue its answer")

@@ -5,8 +5,9 @@ is away or late, `local_decision` stands in.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from dualmap.ttft import TokenRatio, split_prompt
 from dualmap.types import ChoiceRule, InstanceView, Reason
@@ -35,8 +36,7 @@ _MOST_CHUNKS = 100_000
 """Written down of one instance, where nothing says how many it can hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, and what the decision expects."""
 
     charge_id: str
@@ -171,7 +171,8 @@ class Placement:
         names = offer.names
         if not names:
             raise unavailable("no instance of this model can be reached")
-        pair = [name for name in candidates if name in offer.members] or [names[key % len(names)]]
+        pair = [name for name in candidates if name in offer.members]
+        at_home = bool(pair)
         call = RouteCall(
             router=self._router,
             charge_id=charge_id,
@@ -180,7 +181,7 @@ class Placement:
             hashes=prompt.packed,
             key_depth=depth,
             split_version=self.split_version,
-            pair=pair,
+            pair=pair or [names[key % len(names)]],
             pool=offer.packed,
             start=key % len(names),
             default_speed=self.pool.typical,
@@ -188,7 +189,7 @@ class Placement:
             max_wait_s=self._settings.wait_bound_s(slo_s) if first and book and target is None else 0.0,
             count=first and book and depth > 0,
             book=book,
-            at_home=all(name in candidates for name in pair),
+            at_home=at_home,
         )
         return call, candidates
 

@@ -1,6 +1,6 @@
 """A prompt as placement sees it: the hashes of its chunks, its key on the rings, its length."""
 
-from dataclasses import dataclass
+import msgspec
 
 from dualmap.prefix import chunk_hashes, prefix_seed, short_prompt_key
 from dualmap.prefix_key import key_depth
@@ -11,8 +11,7 @@ from dualmap_router.settings import RouterSettings
 from dualmap_wire.redis_functions import pack_hashes
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What a decision needs of a prompt."""
 
     model: str | None

@@ -8,7 +8,6 @@ the body is the engine's to judge.
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -69,8 +68,7 @@ _completion = msgspec.json.Decoder(_Completion)
 _loose = msgspec.json.Decoder(_Loose)
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that needs a prefill."""
 
     model: str | None
@@ -88,8 +86,7 @@ class InferenceRequest:
     """Stand-ins for images and the like in the canonical prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True, gc=False):
     """What the request headers ask of the router."""
 
     slo_s: float | None

@@ -1,8 +1,8 @@
 """gRPC sessions: one long-lived stream to each worker carries all requests of this router.
 
-Frames batch: whatever is to be sent in one event-loop turn leaves together. The session hands each exchange its
-events. When the session is lost, every exchange on it learns so, and the flight decides whether the request may start
-elsewhere.
+Frames batch: under load, whatever is to be sent in one event-loop turn leaves together. The session hands each
+exchange its events. When the session is lost, every exchange on it learns so, and the flight decides whether the
+request may start elsewhere.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -22,6 +22,8 @@ from dualmap_wire.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+_SUBMITS = bytes((pb.RouterFrame.SUBMITS_FIELD_NUMBER << 3 | 2,))
+"""The tag of a frame's submits: the field's number, and that a length follows."""
 _METHOD = "/dualmap_wire.v1.WorkerData/Session"
 _MAX_FRAME_BYTES = 1 << 20
 _MAX_BACKOFF_S = 2.0
@@ -50,8 +52,10 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._streams = itertools.count(1)
         self._exchanges: dict[int, Exchange] = {}
-        self._frame = pb.RouterFrame()
+        self._submits: list[bytes] = []
+        self._cancels: list[int] = []
         self._flushing = False
+        self._flushed_s = 0.0
         self._stream: GrpcStream | None = None
         self._answered: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -74,14 +78,14 @@ class Session:
         if not self.connected:
             exchange.feed(_lost(exchange.stream, self.instance))
             return exchange
-        self._frame.submits.append(submit)
+        self._submits.append(submit.SerializeToString())
         self._flush_soon()
         return exchange
 
     def cancel(self, stream: int) -> None:
         """Tell the worker that a request is not wanted any more."""
         if self._exchanges.pop(stream, None) is not None and self.connected:
-            self._frame.cancels.append(stream)
+            self._cancels.append(stream)
             self._flush_soon()
         self._close_if_done()
 
@@ -162,9 +166,10 @@ class Session:
 
     def _disconnected(self) -> None:
         was, self.connected, self._stream = self.connected, False, None
-        self._frame = pb.RouterFrame()
+        self._submits, self._cancels = [], []
         for stream, exchange in list(self._exchanges.items()):
             exchange.feed(_lost(stream, self.instance))
+            exchange.stir()
         if was:
             self._changed()
 
@@ -179,32 +184,61 @@ class Session:
             return
         if not self._answered.done():
             self._answered.set_result(None)
+        fed: dict[int, Exchange] = {}
         for event in frame.events:
-            exchange = self._exchanges.get(event.stream)
+            stream = event.stream
+            exchange = self._exchanges.get(stream)
             if exchange is not None:
                 exchange.feed(event)
+                fed[stream] = exchange
+        # Each once: what a frame has for one stream leaves in one write.
+        for exchange in fed.values():
+            exchange.stir()
 
     def _flush_soon(self) -> None:
-        """Whatever is to be sent in this turn of the loop leaves in one frame."""
-        if not self._flushing:
+        """The first in a millisecond leaves at once, whatever else comes in this turn of the loop in one frame."""
+        if self._flushing:
+            return
+        now_s = self._loop.time()
+        if now_s != self._flushed_s:
+            self._flushed_s = now_s
+            self._flush()
+        else:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
-        frame, self._frame = self._frame, pb.RouterFrame()
+        submits, self._submits = self._submits, []
+        cancels, self._cancels = self._cancels, []
         if self._stream is not None:
-            for part in _split(frame):
-                self._stream.send(part.SerializeToString())
+            for frame in _frames(submits, cancels):
+                self._stream.send(frame)
 
 
-def _split(frame: pb.RouterFrame) -> Iterable[pb.RouterFrame]:
-    """Frames of bounded size; one large request travels alone."""
-    if len(frame.submits) <= 1 or frame.ByteSize() <= _MAX_FRAME_BYTES:
-        return (frame,)
-    parts = [pb.RouterFrame(submits=[submit]) for submit in frame.submits]
-    parts.append(pb.RouterFrame(cancels=frame.cancels))
-    return parts
+def _frames(submits: Sequence[bytes], cancels: Sequence[int]) -> Iterator[bytes]:
+    """Frames of bounded size; one large request travels alone.
+
+    They are put together of bytes, since messages one behind the other are one message in protobuf: a submit that
+    was added to a frame would be copied into it.
+    """
+    fields = [b"".join((_SUBMITS, _varint(len(submit)), submit)) for submit in submits]
+    if cancels:
+        fields.append(pb.RouterFrame(cancels=cancels).SerializeToString())
+    if len(fields) > 1 and sum(map(len, fields)) <= _MAX_FRAME_BYTES:
+        yield b"".join(fields)
+    else:
+        yield from fields
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
 
 
 def _lost(stream: int, instance: str) -> pb.Event:

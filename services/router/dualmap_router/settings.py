@@ -21,6 +21,12 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     """0 picks a free one."""
+    processes: Count = 1
+    """Routers on this port, one for each core that is to be used; each has a name and counters of its own."""
+    own_port: Port = 0
+    """A port that this process alone answers as well. Of several processes the first one's; 0 for those behind port."""
+    reuse_port: bool = False
+    """Share the port with other routers of this machine and user that do so too, as several processes do."""
     auth: Literal["auto", "keys", "none"] = "auto"
     """Whether clients need an API key. auto: if there is an api_keys_file; without one only this machine is served."""
     api_keys_file: str = ""
@@ -101,6 +107,8 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     def check(self, label: Label) -> None:
         """Raise SettingsError for what cannot be used."""
         SharedSettings.check(self, label)
+        if self.processes > 1 and not self.port:
+            raise SettingsError(f"{label('processes')} needs a port that is not 0: they share it")
         self._tls_pem().check(label("tls_client_ca_file"), label("tls_cert_file"), label("tls_key_file"))
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise SettingsError(f"{label('tls_client_ca_file')} needs {label('tls_cert_file')}")
@@ -125,8 +133,10 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
 
     def wait_bound_s(self, slo_s: float) -> float:
         """How long a request with this objective may have to wait; 0 for no bound."""
-        bounds = (self.max_wait_s, self.shed_at * slo_s)
-        return min((bound_s for bound_s in bounds if bound_s > 0.0), default=0.0)
+        if self.shed_at <= 0.0:
+            return self.max_wait_s
+        shed_s = self.shed_at * slo_s
+        return min(self.max_wait_s, shed_s) if self.max_wait_s > 0.0 else shed_s
 
     def rule(self) -> ChoiceRule:
         """The choice's settings as the core takes them."""

@@ -1,8 +1,8 @@
 """A router's charges on a real Valkey: booked once, released once, and mended after a lost reply."""
 
 import asyncio
-from dataclasses import replace
 
+import msgspec
 import pytest
 
 from dualmap.types import ChoiceRequest, ChoiceRule, PrefillSpeed
@@ -34,7 +34,9 @@ CALL = RouteCall(
 async def book(shared: Store, charges: Charges) -> tuple[str, Routed]:
     """Decide and book as the router does."""
     charge_id = charges.open()
-    reply = await shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args())
+    reply = await shared.function(
+        "route", KEYS.prefix, *msgspec.structs.replace(CALL, charge_id=charge_id).args()
+    )
     routed = parse_route(reply)
     assert isinstance(routed, Routed)
     charges.booked(charge_id, routed.instance, routed.own_s, routed.feasible)
@@ -91,7 +93,9 @@ async def test_a_lost_reply_is_mended(shared: Store, store: EmbeddedStore) -> No
 async def book_too_late(shared: Store, store: EmbeddedStore, charge_id: str) -> None:
     """Decide on a frozen store: the call misses its deadline, and books when the store goes on."""
     store.pause()
-    late = shared.function("route", KEYS.prefix, *replace(CALL, charge_id=charge_id).args(), deadline_s=0.02)
+    late = shared.function(
+        "route", KEYS.prefix, *msgspec.structs.replace(CALL, charge_id=charge_id).args(), deadline_s=0.02
+    )
     with pytest.raises(StoreUnavailableError):
         await late
 

@@ -93,6 +93,7 @@ def test_lists_and_numbers() -> None:
         ({}, {"slo_ttft_s": "nan"}, "--slo-ttft-s"),
         ({}, {"slo_ttft_s": "inf"}, "--slo-ttft-s"),
         ({}, {"max_attempts": "0"}, "--max-attempts"),
+        ({}, {"processes": "2", "port": "0"}, "--processes needs a port"),
         ({"DUALMAP_TRACE_ENDPOINT": "jaeger:4317"}, {}, "DUALMAP_TRACE_ENDPOINT"),
         ({"DUALMAP_TRACE_SHARE": "10%"}, {}, "DUALMAP_TRACE_SHARE"),
     ],
