@@ -20,7 +20,8 @@ class Exchange:
     """The events of one attempt in order, at most `max_bytes` of them unread."""
 
     __slots__ = (
-        "_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "relay", "stream",
+        "_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "pieces", "relay",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
@@ -32,6 +33,8 @@ class Exchange:
         self._max_bytes = max_bytes
         self.ended = False
         self.overflowed = False
+        self.pieces = 0
+        """How many pieces of the body came."""
         self.relay: Callable[[bytes], bool] | None = None
         """Takes data that nobody needs to look at; false for what it cannot take now."""
 
@@ -42,6 +45,7 @@ class Exchange:
         data = event.data
         # Most events are data, and asking for the kind costs more than the data.
         if data:
+            self.pieces += 1
             self._events.append(("data", data))
             self._bytes += len(data)
             return

@@ -70,8 +70,6 @@ class Flight(msgspec.Struct):
     relay: Callable[[bytes], bool] | None = None
     """Sends the client a piece of a stream at once; false where that has to wait. None where there is no such thing."""
     attempts: int = 0
-    pieces: int = 0
-    """Of the body that this attempt has brought the client, as they were written."""
     moves: int = 0
     placed: Placed | None = None
     earlier: tuple[Placed, ...] = ()

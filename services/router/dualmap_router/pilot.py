@@ -86,7 +86,7 @@ class Pilot:
                 # 2. Lost, or refused before the first byte: anywhere but there. One that drains has not failed.
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
-                if flight.pieces >= _WELL_UNDER_WAY:
+                if flight.exchange is not None and flight.exchange.pieces >= _WELL_UNDER_WAY:
                     failures = 0
                 failures += not drains
                 lost.add(instance)
@@ -142,6 +142,7 @@ class Pilot:
         self, flight: Flight, placed: Placed | None, instance: str
     ) -> pb.Moved | pb.Failed | None:
         """Send the request once and relay its answer; returns why it has to go elsewhere, or None."""
+        flight.exchange = None
         session = self._sessions.get(instance)
         if session is None:
             return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
@@ -151,7 +152,6 @@ class Pilot:
         submit = self._submit(flight, placed)
         if flight.trace is not None:
             flight.trace.dispatch(instance, submit)
-        flight.pieces = 0
         exchange = flight.exchange = session.submit(submit)
         while True:
             event = await exchange.next()
@@ -170,7 +170,6 @@ class Pilot:
                 if flight.splice is not None:
                     data = flight.splice.rewrite(data)
                 if data:
-                    flight.pieces += 1
                     await flight.sink.data(data)
             elif what == "head":
                 self._first_byte(flight, placed, value)
