@@ -1,52 +1,21 @@
 """Answers: what a flight sends to its client, whole or as a stream."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from dualmap_router.errors import ApiError, ClientGoneError
 from dualmap_router.flight import Flight
 from dualmap_router.http_message import HttpRequest, HttpResponse, Pairs
 from dualmap_router.stream_record import StreamRecord
+from dualmap_service.http_headers import OWN_TO_THE_HOP, passed_on
 from dualmap_wire.v1 import worker_pb2 as pb
 
-_OWN_TO_THE_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-        "content-length",
-        "date",
-        "server",
-        "host",
-        "expect",
-        "accept-encoding",
-        # Ours says who asks.
-        "x-request-id",
-    )
-)
-
-_INSIDE = ("x-dualmap-", "proxy-")
+# Ours says who asks.
+_OURS = OWN_TO_THE_HOP | {"host", "expect", "accept-encoding", "x-request-id"}
 
 
 def engine_headers(request: HttpRequest) -> list[pb.Header]:
-    """The request headers that an engine may see: end to end, ASCII, nothing of ours."""
-    nominated = named_in([value for name, value in request.headers if name == "connection"])
-    return [
-        pb.Header(name=name, value=value)
-        for name, value in request.headers
-        if name not in _OWN_TO_THE_HOP
-        and name not in nominated
-        and not name.startswith(_INSIDE)
-        and value.isascii()
-    ]
-
-
-def named_in(connections: Iterable[str]) -> frozenset[str]:
-    """The headers that Connection headers name: they are for this hop alone."""
-    return frozenset([name.strip().lower() for value in connections for name in value.split(",")])
+    """The request headers that an engine may see."""
+    return [pb.Header(name=name, value=value) for name, value in passed_on(request.headers, _OURS)]
 
 
 def decision_headers(flight: Flight, router: str) -> Pairs:

@@ -12,21 +12,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from dualmap.types import EngineLoad
+from dualmap_service.http_headers import passed_on
 from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
-
-_HIDDEN = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "te",
-        "transfer-encoding",
-        "content-length",
-        "date",
-        "server",
-        "upgrade",
-        "trailer",
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,23 +229,8 @@ class EngineAnswer:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """End-to-end headers; what is not ASCII fits neither the frames nor the client's answer."""
-        headers = [(name.lower(), value) for name, value in self._response.headers.items()]
-        nominated = {
-            named.strip().lower()
-            for name, value in headers
-            if name == "connection"
-            for named in value.split(",")
-        }
-        return [
-            (name, value)
-            for name, value in headers
-            if name not in _HIDDEN
-            and name not in nominated
-            # What the router says of its decision is the router's to say.
-            and not name.startswith(("x-dualmap-", "proxy-"))
-            and value.isascii()
-        ]
+        """What goes on to the client; what is not ASCII fits neither the frames nor the client's answer."""
+        return passed_on([(name.lower(), value) for name, value in self._response.headers.items()])
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives."""
