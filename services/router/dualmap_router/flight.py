@@ -7,6 +7,7 @@ import msgspec
 
 from dualmap.types import ChoiceRule, Reason
 from dualmap_router.continuation import Splice
+from dualmap_router.errors import ApiError
 from dualmap_router.exchange import Exchange
 from dualmap_router.http_message import Pairs
 from dualmap_router.placement import Placed
@@ -93,6 +94,12 @@ class Flight(msgspec.Struct):
     exchange: Exchange | None = None
     gone: bool = False
     timed_out: bool = False
+
+    def status(self, error: BaseException | None = None) -> int:
+        """The HTTP status that the client has seen, or sees with `error`, which nothing went before; 0 for none yet."""
+        if isinstance(error, ApiError):
+            return error.status
+        return self.sink.status if self.sink.answered else 0
 
     def time_out(self) -> None:
         """The request took longer than this router allows."""

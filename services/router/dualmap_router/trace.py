@@ -158,19 +158,14 @@ class RequestTraces:
 
 
 def _is_telling(flight: Flight, error: BaseException | None) -> bool:
-    if isinstance(error, ApiError):
-        return error.status >= 500
-    failed = error is not None and not isinstance(error, ClientGoneError)
-    broke = flight.sink.answered and flight.sink.status >= 500
-    return failed or broke or flight.missed_slo or flight.interrupted
+    failed = error is not None and not isinstance(error, ApiError | ClientGoneError)
+    return failed or flight.status(error) >= 500 or flight.missed_slo or flight.interrupted
 
 
 def _finish(span: "Span", flight: Flight, error: BaseException | None) -> None:
     from opentelemetry.trace import StatusCode
 
-    status = flight.sink.status if flight.sink.answered else 0
-    if isinstance(error, ApiError):
-        status = error.status
+    status = flight.status(error)
     if status:
         span.set_attribute("http.response.status_code", status)
     span.set_attribute("dualmap.moves", flight.moves)

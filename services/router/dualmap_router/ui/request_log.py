@@ -102,10 +102,7 @@ class RequestLog:
         flights = self._in_flight.values()  # the oldest first
         waiting = (flight for flight in flights if not flight.sink.answered)
         answering = (flight for flight in flights if flight.sink.answered)
-        return [
-            entry_of(flight, flight.sink.status if flight.sink.answered else 0, _stage(flight))
-            for flight in islice(chain(waiting, answering), most)
-        ]
+        return [_in_flight(flight) for flight in islice(chain(waiting, answering), most)]
 
     def ended(self, most: int) -> list[Entry]:
         """The last that ended, the newest first."""
@@ -115,7 +112,7 @@ class RequestLog:
         """The newest request of that id."""
         for flight in self._in_flight.values():
             if flight.request_id == request_id:
-                return entry_of(flight, 0, _stage(flight))
+                return _in_flight(flight)
         return next((entry for entry in reversed(self._ended) if entry.request_id == request_id), None)
 
     def buckets(self, now_s: float) -> list[Bucket]:
@@ -155,15 +152,15 @@ def entry_of(flight: Flight, status: int, outcome: str) -> Entry:
     )
 
 
-def _stage(flight: Flight) -> str:
-    return "answering" if flight.sink.answered else "waiting"
+def _in_flight(flight: Flight) -> Entry:
+    return entry_of(flight, flight.status(), "answering" if flight.sink.answered else "waiting")
 
 
 def _ending(flight: Flight, error: BaseException | None) -> tuple[int, str]:
     """(HTTP status, outcome)."""
+    status = flight.status(error)
     if isinstance(error, ApiError):
-        return error.status, "failed"
-    status = flight.sink.status if flight.sink.answered else 0
+        return status, "failed"
     if isinstance(error, ClientGoneError):
         return status, "left"
     if flight.interrupted:
