@@ -1,8 +1,8 @@
 """gRPC sessions: one long-lived stream to each worker carries all requests of this router.
 
-Frames batch: under load, whatever is to be sent in one event-loop turn leaves together. The session hands each
-exchange its events. When the session is lost, every exchange on it learns so, and the flight decides whether the
-request may start elsewhere.
+Frames batch: whatever is to be sent in one event-loop turn leaves together. The session hands each exchange its
+events. When the session is lost, every exchange on it learns so, and the flight decides whether the request may start
+elsewhere.
 """
 
 import asyncio
@@ -55,7 +55,6 @@ class Session:
         self._submits: list[bytes] = []
         self._cancels: list[int] = []
         self._flushing = False
-        self._flushed_s = 0.0
         self._stream: GrpcStream | None = None
         self._answered: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[str] = self._loop.create_future()
@@ -196,14 +195,8 @@ class Session:
             exchange.stir()
 
     def _flush_soon(self) -> None:
-        """The first in a millisecond leaves at once, whatever else comes in this turn of the loop in one frame."""
-        if self._flushing:
-            return
-        now_s = self._loop.time()
-        if now_s != self._flushed_s:
-            self._flushed_s = now_s
-            self._flush()
-        else:
+        """Whatever is to be sent in this turn of the loop leaves in one frame."""
+        if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 

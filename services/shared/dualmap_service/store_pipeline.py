@@ -1,8 +1,7 @@
 """A pipelined connection to Redis, as an asyncio protocol: commands leave in order, replies come back in order.
 
 redis-py makes the connection (TLS, ACL, unix sockets) and this takes its transport over: its own reading and writing
-go through streams, which cost a task switch each way. A command leaves at once, but under load those that are sent in
-one turn of the event loop leave in one write.
+go through streams, which cost a task switch each way. What is sent in one turn of the event loop leaves in one write.
 """
 
 import asyncio
@@ -37,7 +36,6 @@ class Pipeline(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._pending: deque[tuple[asyncio.Future[Any] | None, asyncio.TimerHandle | None]] = deque()
         self._flushing = False
-        self._flushed_s = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = self._loop.create_future()
         """Done when the connection is gone."""
@@ -63,17 +61,11 @@ class Pipeline(asyncio.Protocol):
         # The stub describes a tuple of one.
         self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]
         self._pending.append((future, timer))
-        if urgent and not self._flushing:
-            # A turn of the loop costs as much as a write: the first in a millisecond, which is how uvloop's clock
-            # steps, does not wait for others.
-            now_s = self._loop.time()
-            if now_s != self._flushed_s:
-                self._flushed_s = now_s
-                self._flush()
-            else:
+        if urgent:
+            if not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
-        elif not urgent and self._linger is None and not self._flushing:
+        elif self._linger is None and not self._flushing:
             self._linger = self._loop.call_later(_LINGER_S, self._flush)
 
     def _flush(self) -> None:
