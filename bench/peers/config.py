@@ -1,0 +1,43 @@
+"""What is run: rates, sizes and how many at a time."""
+
+from dataclasses import dataclass
+
+from bench.peers.arena import DUALMAP, ORACLE
+from bench.peers.peers import PEERS
+
+SLO_S = 5.0
+SUBJECTS = (DUALMAP, ORACLE, *PEERS)
+WORKLOADS = ("conversation", "agents")
+RATES: dict[str, tuple[float, ...]] = {
+    "conversation": (2.9, 4.4, 5.9, 7.3, 9.0),
+    "agents": (8.0, 12.0, 16.0, 20.0),
+}
+"""Requests a second, the same for everybody, lowest first."""
+ENOUGH = 0.55
+"""A subject that has so few in time is not run at higher rates: it would say no more of its capacity."""
+FLEETS = (1, 2, 4, 8)
+FLEET_SUBJECTS = (DUALMAP, "sglang-router tuned", "smg tuned")
+FLEET_RATE: dict[str, float] = {DUALMAP: 5.9, "sglang-router tuned": 2.9, "smg tuned": 2.9}
+"""Each where one of it has about nine in ten in time: what more routers lose shows there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of it."""
+
+    count: int = 1200
+    """Requests a run."""
+    time_scale: float = 2.0
+    """Model seconds in a second; who polls on a wall clock sees news as late as that."""
+    jobs: int = 4
+    """Runs side by side: at this scale one takes a tenth of two cores."""
+    search: bool = True
+    """One more run in the middle of where a capacity lies."""
+    fleets: tuple[int, ...] = FLEETS
+    overhead_s: float = 4.0
+    """Length of an overhead window."""
+    prompts: int = 20_000
+
+
+FULL = Effort(count=1500, jobs=3, overhead_s=8.0)
+QUICK = Effort(count=200, time_scale=8.0, jobs=1, search=False, fleets=(1, 2), overhead_s=1.5, prompts=2_000)

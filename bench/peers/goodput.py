@@ -1,0 +1,63 @@
+"""Goodput and fleets: which trials, and what they gave."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bench.peers.arena import DUALMAP
+from bench.peers.config import FLEET_RATE, FLEET_SUBJECTS, RATES, SLO_S, Effort
+from bench.peers.outcome import Outcome
+from bench.peers.run import Trial
+from bench.peers.schedule import Runs
+
+
+class Goodput(NamedTuple):
+    """A workload's runs, by subject, each at rising rates."""
+
+    workload: str
+    curves: dict[str, list[Outcome]]
+
+
+def trial(subject: str, workload: str, effort: Effort, trace: str | None) -> Trial:
+    """A trial without its rate."""
+    return Trial(
+        subject=subject,
+        workload=workload,
+        rate_req_s=0.0,
+        count=effort.count,
+        trace=trace if workload == "conversation" else None,
+        time_scale=effort.time_scale,
+        slo_s=SLO_S,
+    )
+
+
+async def goodput(
+    workload: str, subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
+) -> Goodput:
+    """Every subject's curve; subjects run side by side as far as there is room."""
+    curves = await asyncio.gather(
+        *(
+            runs.curve(trial(subject, workload, effort, trace), RATES[workload], effort.search)
+            for subject in subjects
+        )
+    )
+    return Goodput(workload, dict(zip(subjects, curves, strict=True)))
+
+
+async def fleets(
+    subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
+) -> dict[str, list[Outcome]]:
+    """More and more routers in front of the same engines, and for DualMap a fleet that changes under load."""
+    found: dict[str, list[Outcome]] = {}
+    for subject in (name for name in FLEET_SUBJECTS if name in subjects):
+        base = trial(subject, "conversation", effort, trace)
+        trials = [
+            msgspec.structs.replace(base, routers=number, rate_req_s=FLEET_RATE[subject])
+            for number in effort.fleets
+            if subject == DUALMAP or number <= 4
+        ]
+        outcomes = await asyncio.gather(*(runs.run(one) for one in trials))
+        found[subject] = [one for one in outcomes if one is not None]
+    return found

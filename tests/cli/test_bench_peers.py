@@ -1,0 +1,233 @@
+"""The parts of `make bench-peers` that run nothing: choice, capacity, verdicts, launch lines, the page."""
+
+import math
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.peers.arena import DUALMAP, ORACLE
+from bench.peers.capacity import capacity, middle
+from bench.peers.config import QUICK
+from bench.peers.goodput import Goodput
+from bench.peers.launch_table import launch_line, launch_table
+from bench.peers.oracle import Oracle
+from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles, within_share
+from bench.peers.page import Results, write
+from bench.peers.peers import PEERS
+from bench.peers.verdicts import Verdict, best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
+from bench.peers.workload import Source
+from bench.router.measures import Figure, Findings
+from bench.router.report import Machine
+from bench.router.subjects import ROUTER
+from dualmap_cli.load import RequestRecord
+from dualmap_sim.engine import EngineProfile, named_profile
+from dualmap_sim.workloads.arrival import Arrival
+
+PROFILE = named_profile("linear").override(block_size=64, num_kv_blocks=6720)
+
+
+def arrival(at_s: float, tokens: int, *chunks: int) -> Arrival:
+    return Arrival(at_s, f"at-{at_s}", tokens, 1, chunks)
+
+
+def record(ttft_s: float | None, error: str | None = None) -> RequestRecord:
+    return RequestRecord(
+        request_id="r",
+        target="t",
+        due_s=0.0,
+        sent_s=0.0,
+        slo_s=5.0,
+        finished=error is None,
+        error=error,
+        ttft_s=ttft_s,
+    )
+
+
+def outcome(
+    subject: str, rate: float, within: float, *, routers: int = 1, lag_s: float = 0.0, cached: float = 0.1
+) -> Outcome:
+    return Outcome(
+        subject=subject,
+        workload="conversation",
+        rate_req_s=rate,
+        time_scale=2.0,
+        routers=routers,
+        requests=100,
+        errors={},
+        within_slo_share=within,
+        ttft_s=[1.0, 4.0, None],
+        cached_share=cached,
+        load_cv=0.1,
+        load_max=1.2,
+        router_cpu_ms=1.0,
+        lag_p99_s=lag_s,
+        busy_share=0.5,
+        own_share=0.2,
+    )
+
+
+def test_the_oracle_takes_an_idle_engine_then_the_one_that_holds_the_prefix() -> None:
+    oracle = Oracle(PROFILE, 2, 512)
+    first = oracle.place(arrival(0.0, 20_000, *range(39)))
+    assert (first.index, first.cached_tokens) == (0, 0)
+    assert first.ttft_s == pytest.approx(2.0)
+    assert oracle.place(arrival(0.0, 5_000, *range(100, 109))).index == 1
+    # At 3 s both are idle, and the first holds all but the last token's chunk.
+    again = oracle.place(arrival(3.0, 20_000, *range(39)))
+    assert (again.index, again.cached_tokens) == (0, 39 * 512)
+    # It leaves the prefix for an idle engine where waiting costs more than computing.
+    busy = oracle.place(arrival(3.0, 100_000, *range(200, 395)))
+    assert busy.index == 1
+    elsewhere = oracle.place(arrival(3.1, 5_000, *range(100, 109)))
+    assert elsewhere.index == 0
+
+
+def test_the_oracle_forgets_what_does_not_fit() -> None:
+    tiny = EngineProfile(block_size=512, num_kv_blocks=10, max_num_seqs=1)
+    oracle = Oracle(tiny, 1, 512)
+    oracle.place(arrival(0.0, 512 * 8 + 1, *range(8)))
+    oracle.place(arrival(100.0, 512 * 8 + 1, *range(50, 58)))
+    assert oracle.place(arrival(200.0, 512 * 8 + 1, *range(8))).cached_tokens < 512 * 8
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ({}, (None, "")),
+        ({4.0: 0.95, 6.0: 0.85}, (5.0, "")),
+        ({4.0: 0.8}, (4.0, "<")),
+        ({4.0: 0.95, 6.0: 0.92}, (6.0, ">=")),
+        ({4.0: 0.95, 6.0: 0.9, 8.0: 0.7}, (6.0, "")),
+    ],
+)
+def test_capacity(shares: dict[float, float], expected: tuple[float | None, str]) -> None:
+    rate, mark = capacity(shares)
+    assert mark == expected[1]
+    assert rate == (None if expected[0] is None else pytest.approx(expected[0]))
+
+
+def test_one_more_run_goes_where_it_says_most() -> None:
+    assert middle({4.0: 0.95, 9.0: 0.5}) == 6.0
+    assert middle({4.0: 0.95, 4.4: 0.5}) is None
+    assert middle({4.0: 0.95}) is None
+    assert middle({4.0: 0.7}) == pytest.approx(3.2)
+    assert middle({}) is None
+
+
+def test_who_got_no_answer_counts_as_late_and_slow() -> None:
+    records = [record(1.0), record(2.0), record(6.0), record(None), record(3.0, "cut")]
+    assert within_share(records) == pytest.approx(0.4)
+    assert ttft_percentiles(records) == [6.0, None, None]
+    assert ttft_percentiles([record(float(n)) for n in range(1, 101)]) == [50.0, 90.0, 99.0]
+
+
+def test_shares_of_load_and_cache() -> None:
+    assert spread([1.0, 1.0]) == (0.0, 1.0)
+    assert spread([0.0, 2.0]) == (1.0, 2.0)
+    assert spread([0.0, 0.0]) == (0.0, 1.0)
+    assert cached_share(100, 75) == 0.25
+    assert cached_share(0, 0) == 0.0
+
+
+def test_a_run_that_measured_the_machine_is_doubted() -> None:
+    assert outcome("smg", 1.0, 1.0).doubt is None
+    assert "late" in (outcome("smg", 1.0, 1.0, lag_s=0.2).doubt or "")
+
+
+def test_verdicts_compare_with_the_best_shipping_peer() -> None:
+    curves = {
+        DUALMAP: [outcome(DUALMAP, 6.0, 0.95), outcome(DUALMAP, 8.0, 0.85)],
+        ORACLE: [outcome(ORACLE, 4.0, 0.95), outcome(ORACLE, 6.0, 0.85)],
+        "smg": [outcome("smg", 2.0, 0.95), outcome("smg", 4.0, 0.85)],
+        "sglang-router tuned": [outcome("sglang-router tuned", 3.0, 0.7)],
+        "nginx": [outcome("nginx", 9.0, 1.0)],
+    }
+    # Both 3.0: a name has to be chosen, whichever.
+    assert best_shipping(curves) in (("sglang-router tuned", 3.0), ("smg", 3.0))
+    peers, oracle = goodput_verdicts("conversation", curves)
+    assert peers.measured == pytest.approx(7.0 / 3.0)
+    assert oracle.measured == pytest.approx(7.0 / 5.0)
+    assert goodput_verdicts("agents", {})[0].measured is None
+
+
+def test_a_verdict_says_met_or_missed() -> None:
+    assert str(Verdict("a", 2.0, 2.0)).endswith("met")
+    assert "missed" in str(Verdict("a", 1.9, 2.0))
+    assert "missed" in str(Verdict("a", 1.1, 1.0, at_least=False))
+    assert str(Verdict("a", None, 1.0)).endswith("not measured")
+
+
+def test_overhead_is_over_the_leanest_shipping_peer() -> None:
+    findings = Findings(
+        figures=[
+            Figure("CPU per 8 KB request", ROUTER, "ms", [0.3]),
+            Figure("CPU per 8 KB request", "smg", "ms", [0.6]),
+            Figure("CPU per 8 KB request", "sglang-router", "ms", [0.2, 0.4, 0.3]),
+            Figure("CPU per 8 KB request", "nginx", "ms", [0.01]),
+        ]
+    )
+    first, *others = overhead_verdicts(findings)
+    assert first.measured == pytest.approx(1.0)
+    assert [one.measured for one in others] == [None, None, None]
+
+
+def test_n_routers_against_one() -> None:
+    fleet = [
+        outcome(DUALMAP, 6.0, 0.95, cached=0.2),
+        outcome(DUALMAP, 6.0, 0.93, routers=2, cached=0.15),
+        outcome(DUALMAP, 6.0, 0.97, routers=4, cached=0.2),
+    ]
+    attainment, cached = fleet_verdicts(fleet)
+    assert attainment.measured == pytest.approx(2.0)
+    assert cached.measured == pytest.approx(5.0)
+    assert fleet_verdicts(fleet[:1]) == []
+
+
+def test_launch_lines_show_what_a_person_would_type() -> None:
+    lines = {name: launch_line(peer) for name, peer in PEERS.items()}
+    assert lines["smg"] == "smg launch --worker-urls URL"
+    assert lines["sglang-router"] == "python -m sglang_router.launch_router --worker-urls URL"
+    assert "--kv-event-source URL=EVENTS" in lines["vllm-router tuned"]
+    for line in lines.values():
+        assert "127.0.0.1" not in line and "--port" not in line
+    assert len(launch_table().splitlines()) == len(PEERS) + 4
+
+
+@pytest.mark.parametrize("name", ["conversation", "agents"])
+def test_a_workload_is_the_same_for_everybody(name: str) -> None:
+    source = Source(name, 30)
+    requests = source.requests(4.0)
+    assert len(requests) == 30
+    assert requests == source.requests(4.0)
+    assert all(request.messages for request in requests)
+    assert math.isfinite(requests[-1].at_s)
+
+
+def test_the_page_has_every_part(tmp_path: Path) -> None:
+    machine = Machine("2026-01-02T03:04:05+00:00", "a CPU", 2, sys.version.split()[0], "1.2", 0.1, {})
+    curves = {
+        DUALMAP: [outcome(DUALMAP, 4.0, 0.97), outcome(DUALMAP, 6.0, 0.8, lag_s=1.0)],
+        "smg": [outcome("smg", 4.0, 0.4)],
+        ORACLE: [],
+    }
+    overhead = Findings(
+        figures=[Figure("CPU per 8 KB request", ROUTER, "ms", [0.3, 0.4])], doubts=["busy", "busy"]
+    )
+    results = Results(
+        machine,
+        QUICK,
+        False,
+        {"conversation": Goodput("conversation", curves)},
+        {DUALMAP: [outcome(DUALMAP, 4.0, 0.9), outcome(DUALMAP, 4.0, 0.9, routers=2)]},
+        overhead,
+    )
+    write(results, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| dualmap | 4.82 | 0.35 |" in page
+    assert "| smg | <4.00 |" in page
+    assert "80.0% !" in page
+    assert page.count("doubt: busy") == 1
+    assert (tmp_path / "pictures/benchmarks-conversation.png").stat().st_size < 200_000
+    assert msgspec.json.encode(overhead)
