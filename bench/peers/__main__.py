@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from bench.peers.arena import DUALMAP, ORACLE
 from bench.peers.config import FULL, QUICK, SUBJECTS, WORKLOADS, Effort
-from bench.peers.goodput import Goodput, fleets, goodput
+from bench.peers.goodput import fleets, goodput
 from bench.peers.overhead import SUBJECTS as OVERHEAD_SUBJECTS
 from bench.peers.overhead import measure
 from bench.peers.page import Results, write
@@ -24,13 +25,15 @@ _ROOT = Path(__file__).parents[2]
 PARTS = (*WORKLOADS, "overhead", "fleet")
 
 
-async def _run(parts: list[str], subjects: list[str], effort: Effort, trace: str | None, out: Path) -> None:
+async def _run(
+    parts: list[str], subjects: list[str], effort: Effort, trace: str | None, tries: int, out: Path
+) -> None:
     began_s = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began_s:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say)
+    runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say, tries)
     results = Results(this_machine(), effort, trace is not None, {}, {}, _kept_overhead(out))
     # The overhead first: it wants the machine for itself, and is short.
     if "overhead" in parts:
@@ -60,6 +63,11 @@ def main() -> None:
     parser.add_argument("--subjects", default="", help="only these, by name; dualmap, oracle and the peers'")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that all of it runs")
     parser.add_argument("--full", action="store_true", help="more requests, fewer at a time")
+    parser.add_argument("--jobs", type=int, help="runs side by side")
+    parser.add_argument("--count", type=int, help="requests a run")
+    parser.add_argument(
+        "--tries", type=int, default=2, help="of a run that the machine spoils; default %(default)s"
+    )
     parser.add_argument("--out", type=Path, default=_ROOT / "build/bench-peers")
     given = parser.parse_args()
     if given.trace and not Path(given.trace).is_file():
@@ -73,10 +81,9 @@ def main() -> None:
         else:
             print(f"left out: {name}: {why}", file=sys.stderr)
     effort = QUICK if given.quick else FULL if given.full else Effort()
-    asyncio.run(_run(given.parts.split(","), able, effort, given.trace or None, given.out))
+    effort = replace(effort, jobs=given.jobs or effort.jobs, count=given.count or effort.count)
+    asyncio.run(_run(given.parts.split(","), able, effort, given.trace or None, given.tries, given.out))
 
-
-__all__ = ["Goodput", "main"]
 
 if __name__ == "__main__":
     main()

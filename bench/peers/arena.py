@@ -1,25 +1,29 @@
 """Eight simulated engines, and one router, or several of a kind, in front of them."""
 
 import asyncio
+import json
+import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
 
-from bench.peers.peer_process import ArenaError, start_peer
+from bench.peers.peer_process import ArenaError, PeerRouter, free_port
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
-from dualmap_service.child import Child
+from dualmap_service.child import Child, start_child
 
 NUM_ENGINES = 8
 MODEL = "sim-model"
 DUALMAP, ORACLE = "dualmap", "oracle"
+_START_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +35,56 @@ class Setup:
     engine_flags: tuple[str, ...] = ()
 
 
+class Router(Protocol):
+    """A router that runs; it can be stopped and started again where it was."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready."""
+
+    async def stop(self) -> None:
+        """Ask it to end and wait for that."""
+
+
+class _OwnRouter:
+    """One of DualMap's."""
+
+    def __init__(self, stack: Stack, name: str, url: str) -> None:
+        self._stack, self._name, self.url = stack, name, url
+
+    @property
+    def pid(self) -> int:
+        return self._stack.children[self._name].pid
+
+    async def start(self) -> None:
+        self._stack.start_again(self._name)
+        await self._stack.event(self._name, "router.ready")
+
+    async def stop(self) -> None:
+        await self._stack.children[self._name].stop(grace_s=40.0)
+
+
 @dataclass(slots=True)
 class Arena:
     """A running subject: where to send, and what to watch."""
 
-    urls: list[str]
     engines: list[Engine]
-    pids: dict[str, list[int]]
-    """Process ids by what they are: router, engines, rest."""
+    others: list[int]
+    """Process ids of all but the routers."""
+    routers: Sequence[Router] = ()
     stack: Stack | None = None
+
+    @property
+    def urls(self) -> list[str]:
+        """Where to send: the routers, or the engines if there is none."""
+        return [router.url for router in self.routers] or [engine.url for engine in self.engines]
 
     async def stats(self) -> list[dict[str, Any]]:
         """What every engine has counted."""
@@ -68,29 +113,31 @@ async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[A
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="dualmap-peers-")))
         engines, child = await _start_engines(setup, folder)
         exits.push_async_callback(child.stop)
-        pids = {"engines": [child.pid], "router": [], "rest": []}
         if subject == ORACLE:
-            yield Arena([engine.url for engine in engines], engines, pids)
+            yield Arena(engines, [child.pid])
         elif subject == DUALMAP:
             stack = await exits.enter_async_context(Stack(_stack_options(setup, engines, routers)))
-            for name, part in stack.children.items():
-                pids["router" if name.startswith("router") else "rest"].append(part.pid)
             assert stack.store is not None
-            pids["rest"].append(stack.store.pid)
-            yield Arena(stack.router_urls, engines, pids, stack)
+            others = [part.pid for name, part in stack.children.items() if not name.startswith("router")]
+            own = [
+                _OwnRouter(stack, f"router-{number}", url) for number, url in enumerate(stack.router_urls, 1)
+            ]
+            yield Arena(engines, [child.pid, stack.store.pid, *others], own, stack)
         else:
-            urls = []
-            for number in range(routers):
-                url, part = await start_peer(PEERS[subject], engines, folder / f"router-{number + 1}")
-                exits.push_async_callback(part.stop)
-                urls.append(url)
-                pids["router"].append(part.pid)
-            yield Arena(urls, engines, pids)
+            peers = [
+                PeerRouter(PEERS[subject], engines, folder / f"router-{number}") for number in range(routers)
+            ]
+            for router in peers:
+                exits.push_async_callback(router.stop)
+                await router.start()
+            yield Arena(engines, [child.pid], peers)
 
 
 def _stack_options(setup: Setup, engines: Sequence[Engine], routers: int) -> StackOptions:
     return StackOptions(
         routers=routers,
+        # Fixed, so that a router that is started again is where it was.
+        first_port=_free_ports(routers),
         time_scale=setup.time_scale,
         slo_s=setup.slo_s,
         pool="peers",
@@ -100,12 +147,34 @@ def _stack_options(setup: Setup, engines: Sequence[Engine], routers: int) -> Sta
 
 
 async def _start_engines(setup: Setup, folder: Path) -> tuple[list[Engine], Child]:
-    # A stack without anything but its engines: they start as they do everywhere else.
-    stack = Stack(StackOptions(time_scale=setup.time_scale, engine_flags=setup.engine_flags))
-    stack.logs = folder
-    await stack.start_engines(NUM_ENGINES, "--model", MODEL)
-    engines = [Engine(url, *stack.kv_urls[url]) for url in stack.engine_urls]
-    return engines, stack.children["engine-1"]
+    log = folder / "engines.log"
+    command = [
+        sys.executable, "-m", "dualmap_cli", "sim-engine", "--engines", str(NUM_ENGINES), "--model", MODEL,
+        "--time-scale", str(setup.time_scale), *setup.engine_flags,
+    ]  # fmt: skip
+    child = start_child(command, "engines", log)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _START_S
+    while not (said := log.read_text(errors="replace")).endswith("\n"):
+        if not child.running or loop.time() > deadline:
+            await child.stop()
+            raise ArenaError(f"the engines did not start:\n{said}")
+        await asyncio.sleep(0.05)
+    found = json.loads(said)["engines"]
+    return [Engine(one["url"], one["kv_events"], one["kv_replay"]) for one in found], child
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nothing listens on."""
+    while True:
+        first = free_port()
+        with ExitStack() as probes:
+            try:
+                for port in range(first, first + count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+        return first
 
 
 async def _get(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import msgspec
 
 from bench.peers.arena import DUALMAP
-from bench.peers.config import FLEET_RATE, FLEET_SUBJECTS, RATES, SLO_S, Effort
+from bench.peers.config import FIRST_RATE, FLEET_RATE, FLEET_SUBJECTS, RATES, SLO_S, Effort
 from bench.peers.outcome import Outcome
 from bench.peers.run import Trial
 from bench.peers.schedule import Runs
+
+_CHANGING = 4
+"""Routers of the fleet of which half go and come back."""
 
 
 class Goodput(NamedTuple):
@@ -39,11 +42,16 @@ async def goodput(
     """Every subject's curve; subjects run side by side as far as there is room."""
     curves = await asyncio.gather(
         *(
-            runs.curve(trial(subject, workload, effort, trace), RATES[workload], effort.search)
+            runs.curve(trial(subject, workload, effort, trace), _rates(subject, workload), effort.search)
             for subject in subjects
         )
     )
     return Goodput(workload, dict(zip(subjects, curves, strict=True)))
+
+
+def _rates(subject: str, workload: str) -> list[float]:
+    first = FIRST_RATE.get((workload, subject), 0.0)
+    return [rate for rate in RATES[workload] if rate >= first]
 
 
 async def fleets(
@@ -58,6 +66,8 @@ async def fleets(
             for number in effort.fleets
             if subject == DUALMAP or number <= 4
         ]
+        if max(effort.fleets) >= _CHANGING:
+            trials.append(msgspec.structs.replace(trials[0], routers=_CHANGING, changes=True))
         outcomes = await asyncio.gather(*(runs.run(one) for one in trials))
         found[subject] = [one for one in outcomes if one is not None]
     return found

@@ -9,7 +9,7 @@ from bench.peers.peers import PEERS, Engine, Peer, Place
 def launch_line(peer: Peer) -> str:
     """As a person would type it: programs by name, one engine, no ports."""
     if peer.package == "nginx":
-        return "nginx: upstream with least_conn and keepalive, proxy_buffering off, worker_processes 1"
+        return "nginx: upstream with least_conn and keepalive, proxy_buffering off, one process"
     words = peer.launch(Place(0, 0, Path()), [Engine("URL", "EVENTS", "REPLAY")])
     shown = [Path(words[0]).name, *words[1:]]
     for hidden in ("--host", "--port", "--prometheus-port", "--log-level"):

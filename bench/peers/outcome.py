@@ -42,8 +42,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Of all cores, by this run and its client."""
     moves: int = 0
     escapes: int = 0
+    asked_again: int = 0
+    """Requests that the client had to send to another router."""
+    changes: bool = False
     wall_s: float = 0.0
-    machine: str = ""
 
     @property
     def doubt(self) -> str | None:

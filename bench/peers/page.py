@@ -132,7 +132,8 @@ _ABOUT_PEERS = (
 )
 _ABOUT_FLEETS = (
     "The same requests, spread by turns over more and more routers of a kind, at a rate near the capacity of one. "
-    "Peers know of each other only what the engines tell them; DualMap's routers share Redis."
+    "Peers know of each other only what the engines tell them; DualMap's routers share Redis. In the last row two of "
+    "four routers stop after a third of the run and come back after two; the client asks another one meanwhile."
 )
 _ABOUT_OVERHEAD = (
     "Clients and clocks of `make bench-router`, in front of two engines that answer at once (streams: 50 tokens a "

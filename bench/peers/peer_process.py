@@ -16,6 +16,9 @@ from bench.peers.peers import VENVS, Engine, Peer, Place
 from dualmap_service.child import Child, start_child
 
 _START_S = 60.0
+_GRACE_S = 20.0
+_ANY = 1 << 30
+"""Who does not count its engines has all that it was given."""
 
 
 class ArenaError(RuntimeError):
@@ -40,31 +43,47 @@ def version(peer: Peer) -> str:
     return next((one.version for one in found), "?")
 
 
-async def start_peer(peer: Peer, engines: Sequence[Engine], folder: Path) -> tuple[str, Child]:
-    """Start a router and wait until it has every engine."""
-    place, child = _begin(peer, engines, folder)
-    url = f"http://127.0.0.1:{place.port}"
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _START_S
-    async with aiohttp.ClientSession() as http:
-        while True:
-            state = await _try(http, url + peer.ready_path)
-            if state is not None and state.get("healthy_workers", len(engines)) >= len(engines):
-                return url, child
-            if not child.running or loop.time() > deadline:
-                tail = child.log_tail()
-                await child.stop()
-                raise ArenaError(f"{peer.name} did not start: {state}\n{tail}")
-            await asyncio.sleep(0.1)
+class PeerRouter:
+    """One router of a peer's; it can be stopped and started again on its port."""
+
+    def __init__(self, peer: Peer, engines: Sequence[Engine], folder: Path) -> None:
+        self._peer = peer
+        self._engines = engines
+        self._place = Place(free_port(), free_port(), folder)
+        self._child: Child | None = None
+        self.url = f"http://127.0.0.1:{self._place.port}"
+        folder.mkdir()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that does the routing."""
+        assert self._child is not None
+        return self._child.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it has every engine."""
+        peer, place = self._peer, self._place
+        argv = peer.launch(place, self._engines)
+        child = self._child = start_child(argv, peer.name, place.folder / "log", env=peer.env)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _START_S
+        async with aiohttp.ClientSession() as http:
+            while True:
+                state = await _try(http, self.url + peer.ready_path)
+                if state is not None and state.get("healthy_workers", _ANY) >= len(self._engines):
+                    return
+                if not child.running or loop.time() > deadline:
+                    raise ArenaError(f"{peer.name} did not start: {state}\n{child.log_tail()}")
+                await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Ask it to end, as a rolling update would, and wait for that."""
+        if self._child is not None:
+            await self._child.stop(grace_s=_GRACE_S)
 
 
-def _begin(peer: Peer, engines: Sequence[Engine], folder: Path) -> tuple[Place, Child]:
-    folder.mkdir()
-    place = Place(_free_port(), _free_port(), folder)
-    return place, start_child(peer.launch(place, engines), peer.name, folder / "log", env=peer.env)
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

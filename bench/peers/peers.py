@@ -84,9 +84,9 @@ def _nginx(place: Place, engines: Sequence[Engine]) -> list[str]:
     config = place.folder / "nginx.conf"
     servers = "".join(f"server {engine.url.removeprefix('http://')};" for engine in engines)
     folder = place.folder
-    # One worker process: least_conn counts what its own process has open.
+    # One process for all: least_conn counts what its own process has open, and CPU is read of one process.
     config.write_text(
-        f"worker_processes 1; pid {folder}/nginx.pid; daemon off; error_log stderr warn;\n"
+        f"master_process off; pid {folder}/nginx.pid; daemon off; error_log stderr warn;\n"
         "events { worker_connections 8192; }\n"
         f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
         f" fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
@@ -130,6 +130,6 @@ PEERS: dict[str, Peer] = {
             ),
             "kv_aware: follows the engines' own KV events; smallest cost of uncached and active tokens",
         ),
-        Peer("nginx", "nginx", _nginx, "least_conn, one worker process, no prefix at all", ready_path="/health"),
+        Peer("nginx", "nginx", _nginx, "least_conn, one process, no prefix at all", ready_path="/health"),
     )
 }  # fmt: skip

@@ -1,11 +1,12 @@
 """One run: a subject at a rate on a workload, in front of engines that have just been started.
 
-`python -m bench.peers.run` reads a Trial and prints an Outcome: runs side by side must not share a client's process.
+`python -m bench.peers.run TRIAL FILE` writes an Outcome: runs side by side must not share a client's process.
 """
 
 import asyncio
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from bench.peers.peer_process import ArenaError
 from bench.peers.workload import Source
 from bench.router.clocks import MachineTime, cpu_s, machine_time
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
+from dualmap_service.child import start_child
 from dualmap_sim.engine import named_profile
 from dualmap_sim.workloads import BLOCK_TOKENS, TimedRequest
 from dualmap_sim.workloads.arrival import to_arrivals
@@ -51,6 +53,8 @@ class Trial(msgspec.Struct, frozen=True):
     slo_s: float = 5.0
     routers: int = 1
     seed: int = 1
+    changes: bool = False
+    """Stop half of the routers after a third of the run, and start them again after two."""
 
     @property
     def source(self) -> Source:
@@ -59,20 +63,20 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 async def run_apart(trial: Trial) -> Outcome:
-    """The same as `run_once` in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.peers.run", stdin=-1, stdout=-1, stderr=-1
-    )
-    try:
-        out, said = await process.communicate(msgspec.json.encode(trial))
-    except asyncio.CancelledError:
-        process.terminate()
-        raise
-    if process.returncode:
-        raise ArenaError(
-            f"{trial.subject} at {trial.rate_req_s:g}/s: {said.decode(errors='replace')[-2000:]}"
-        )
-    return msgspec.json.decode(out, type=Outcome)
+    """The same as `run_once` in a process of its own, which ends with this one."""
+    with tempfile.TemporaryDirectory(prefix="dualmap-run-") as folder:
+        answer = Path(folder) / "outcome.json"
+        given = msgspec.json.encode(trial).decode()
+        command = [sys.executable, "-m", "bench.peers.run", given, str(answer)]
+        child = start_child(command, trial.subject, Path(folder) / "log")
+        try:
+            while await child.wait(60.0) is None:
+                pass
+            if child.process.returncode:
+                raise ArenaError(child.log_tail())
+            return msgspec.json.decode(answer.read_bytes(), type=Outcome)
+        finally:
+            await child.stop()
 
 
 async def run_once(trial: Trial) -> Outcome:
@@ -81,8 +85,10 @@ async def run_once(trial: Trial) -> Outcome:
     setup = Setup(trial.time_scale, trial.slo_s, _FLAGS)
     async with arena(trial.subject, setup, trial.routers) as running:
         before = await running.stats()
-        clocks = _Clocks(running)
-        records = await _send(trial.subject, running, requests, setup)
+        clocks = _Clocks(running, trial.changes)
+        changing = asyncio.create_task(_change(trial, running, requests[-1].at_s / setup.time_scale))
+        records = await _send(trial, running, requests, setup)
+        await changing
         busy_share, own_share, router_s, wall_s = clocks.read()
         after = await running.stats()
         await running.at_rest()
@@ -109,12 +115,24 @@ async def run_once(trial: Trial) -> Outcome:
         own_share=own_share,
         moves=sum(one.moves for one in records),
         escapes=sum(one.reason == "escape" for one in records),
+        asked_again=sum(bool(one.retried) for one in records),
+        changes=trial.changes,
         wall_s=wall_s,
     )
 
 
+async def _change(trial: Trial, running: Arena, length_s: float) -> None:
+    if not trial.changes:
+        return
+    going = running.routers[: len(running.routers) // 2]
+    await asyncio.sleep(length_s / 3)
+    await asyncio.gather(*(router.stop() for router in going))
+    await asyncio.sleep(length_s / 3)
+    await asyncio.gather(*(router.start() for router in going))
+
+
 async def _send(
-    subject: str, running: Arena, requests: Sequence[TimedRequest], setup: Setup
+    trial: Trial, running: Arena, requests: Sequence[TimedRequest], setup: Setup
 ) -> list[RequestRecord]:
     options = LoadOptions(
         model=MODEL,
@@ -122,11 +140,13 @@ async def _send(
         slo=Slo(ttft_s=setup.slo_s),
         extra_body={"ignore_eos": True},
         max_in_flight=100_000,
+        # A client of several routers asks the next one when one is gone.
+        retries=3 if trial.changes else 0,
     )
     stop = asyncio.Event()
     end_s = (requests[-1].at_s + AFTER_S) / setup.time_scale
     timer = asyncio.get_running_loop().call_later(end_s, stop.set)
-    parts = _parts(subject, running.urls, requests)
+    parts = _parts(trial.subject, running.urls, requests)
     results = await asyncio.gather(
         *(run_load(part, urls, options, stop=stop) for urls, part in parts if part)
     )
@@ -154,8 +174,10 @@ def _grown(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], na
 class _Clocks:
     """CPU of this run's processes and of the machine, from its making to `read`."""
 
-    def __init__(self, running: Arena) -> None:
-        self._pids = {**running.pids, "client": [os.getpid()]}
+    def __init__(self, running: Arena, changes: bool) -> None:
+        # Who is started again begins anew: a changing fleet's routers are left out.
+        self._routers = [] if changes else [router.pid for router in running.routers]
+        self._others = [os.getpid(), *running.others]
         self._began_s = time.monotonic()
         self._machine: MachineTime = machine_time()
         self._before = self._used()
@@ -163,15 +185,16 @@ class _Clocks:
     def read(self) -> tuple[float, float, float, float]:
         """Busy share of the machine, share of this run, routers' CPU seconds, wall seconds."""
         wall_s = time.monotonic() - self._began_s
-        used = {name: now - self._before[name] for name, now in self._used().items()}
-        own_share = sum(used.values()) / wall_s / (os.cpu_count() or 1)
-        return machine_time().share_since(self._machine), own_share, used["router"], wall_s
+        router_s, others_s = (now - then for now, then in zip(self._used(), self._before, strict=True))
+        own_share = (router_s + others_s) / wall_s / (os.cpu_count() or 1)
+        return machine_time().share_since(self._machine), own_share, router_s, wall_s
 
-    def _used(self) -> dict[str, float]:
-        return {name: sum(cpu_s(pid) for pid in pids) for name, pids in self._pids.items()}
+    def _used(self) -> tuple[float, float]:
+        return sum(map(cpu_s, self._routers)), sum(map(cpu_s, self._others))
 
 
 if __name__ == "__main__":
-    given = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
+    asked, told = sys.argv[1:]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.stdout.buffer.write(msgspec.json.encode(runner.run(run_once(given))))
+        found = runner.run(run_once(msgspec.json.decode(asked, type=Trial)))
+    Path(told).write_bytes(msgspec.json.encode(found))

@@ -23,25 +23,31 @@ _CODE = (
     "sim/dualmap_sim/workloads",
     "cli/dualmap_cli/load",
 )
-_TRIES = 2
-"""A run that the machine spoiled is done once more; if it is spoiled again, it is shown as doubtful."""
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A line of the file."""
+    """A line of the file: a trial, under which code and launch line, and what came of it."""
 
-    key: str
+    code: str
+    launch: str
     trial: Trial
     outcome: Outcome
+
+    @property
+    def key(self) -> str:
+        """What makes it the same run again."""
+        return _key(self.code, self.launch, self.trial)
 
 
 class Runs:
     """Runs trials, at most `jobs` at a time; what was run by the same code is not run again."""
 
-    def __init__(self, path: Path, jobs: int, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, jobs: int, say: Callable[[str], None], tries: int = 2) -> None:
+        """A run that the machine spoiled is done again, up to `tries` times in all; then it is shown as doubtful."""
         self._path = path
         self._room = asyncio.Semaphore(jobs)
         self._say = say
+        self._tries = tries
         self._code = _digest()
         self._kept: dict[str, Outcome] = {}
         if path.exists():
@@ -51,11 +57,12 @@ class Runs:
 
     async def run(self, trial: Trial) -> Outcome | None:
         """The outcome of a trial; None, and a line that says why, if it cannot be had."""
-        key = f"{self._code} {_launch_line(trial.subject)} {msgspec.json.encode(trial).decode()}"
+        launch = _launch_line(trial.subject)
+        key = _key(self._code, launch, trial)
         if key in self._kept:
             return self._kept[key]
         async with self._room:
-            for _ in range(_TRIES):
+            for _ in range(self._tries):
                 try:
                     outcome = await run_apart(trial)
                 except ArenaError as error:
@@ -67,7 +74,7 @@ class Runs:
         self._kept[key] = outcome
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(Kept(key, trial, outcome)) + b"\n")
+            file.write(msgspec.json.encode(Kept(self._code, launch, trial, outcome)) + b"\n")
         return outcome
 
     async def curve(self, trial: Trial, rates: Sequence[float], search: bool) -> list[Outcome]:
@@ -97,10 +104,15 @@ def _told(outcome: Outcome) -> str:
     mark = "" if outcome.within_slo_share >= SHARE else " (under 90 %)"
     doubt = f"; DOUBT: {outcome.doubt}" if outcome.doubt else ""
     many = f", {outcome.routers} routers" if outcome.routers > 1 else ""
+    many += ", some come and go" if outcome.changes else ""
     return (
         f"{outcome.subject}, {outcome.workload} at {outcome.rate_req_s:g}/s{many}: "
         f"{outcome.within_slo_share:.1%} in time{mark}{doubt}"
     )
+
+
+def _key(code: str, launch: str, trial: Trial) -> str:
+    return f"{code} {launch} {msgspec.json.encode(trial).decode()}"
 
 
 def _launch_line(subject: str) -> str:

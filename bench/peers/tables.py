@@ -28,11 +28,15 @@ def fleet_table(outcomes: Sequence[Outcome]) -> Table:
     """A row per fleet."""
     columns: list[Column[Outcome]] = [
         Column("subject", lambda one: one.subject),
-        Column("routers", lambda one: one.routers, "{:d}"),
+        Column(
+            "routers",
+            lambda one: f"{one.routers}, half go and come back" if one.changes else str(one.routers),
+        ),
         Column("req/s", lambda one: one.rate_req_s, "{:g}"),
         Column("within SLO", lambda one: f"{one.within_slo_share:.1%}" + (" !" if one.doubt else "")),
         *_common(),
         Column("errors", lambda one: sum(one.errors.values()), "{:d}"),
+        Column("asked again", lambda one: one.asked_again, "{:d}"),
     ]
     return make_table("fleets", columns, outcomes)
 
@@ -93,5 +97,9 @@ def _figure(figure: Figure | None) -> str:
     if figure is None:
         return ""
     low, high = min(figure.values), max(figure.values)
-    spread = f" ({low:.3g}-{high:.3g})" if len(figure.values) > 1 else ""
-    return f"{figure.median:.3g} {figure.unit}{spread}"
+    spread = f" ({_number(low)}-{_number(high)})" if len(figure.values) > 1 else ""
+    return f"{_number(figure.median)} {figure.unit}{spread}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -83,7 +83,7 @@ def overhead_verdicts(findings: Findings) -> list[Verdict]:
 def fleet_verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
     """How far N DualMap routers are from one, in points."""
     one = next((outcome for outcome in outcomes if outcome.routers == 1), None)
-    many = [outcome for outcome in outcomes if outcome.routers > 1]
+    many = [outcome for outcome in outcomes if outcome.routers > 1 and not outcome.changes]
     if one is None or not many:
         return []
     return [

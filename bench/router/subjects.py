@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from bench.peers.peer_process import start_peer
+from bench.peers.peer_process import PeerRouter
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import start_child
@@ -63,10 +63,10 @@ async def _peers(stack: Stack, exits: AsyncExitStack, names: Sequence[str]) -> d
         DIRECT: Subject(DIRECT, engines[0].url, stack.children["engine-1"].pid),
     }
     for name in names:
-        folder = stack.logs / name.replace(" ", "-")
-        url, child = await start_peer(PEERS[name], engines, folder)
-        exits.push_async_callback(child.stop)
-        subjects[name] = Subject(name, url, child.pid)
+        router = PeerRouter(PEERS[name], engines, stack.logs / name.replace(" ", "-"))
+        exits.push_async_callback(router.stop)
+        await router.start()
+        subjects[name] = Subject(name, router.url, router.pid)
     return subjects
 
 
