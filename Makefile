@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
-PEERS := sglang-router smg vllm-router
+PEERS := sglang-router smg vllm-router dynamo
 WIRE := proto/dualmap_wire/v1
 
 .DEFAULT_GOAL := help

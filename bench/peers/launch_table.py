@@ -10,6 +10,8 @@ def launch_line(peer: Peer) -> str:
     """As a person would type it: programs by name, one engine, no ports."""
     if peer.package == "nginx":
         return "nginx: upstream with least_conn and keepalive, proxy_buffering off, one process"
+    if peer.package == "dynamo":
+        return "python -m dynamo.select_service; engines registered at /workers, one reserved per request"
     words = peer.launch(Place(0, 0, Path()), [Engine("URL", "EVENTS", "REPLAY")])
     shown = [Path(words[0]).name, *words[1:]]
     for hidden in ("--host", "--port", "--prometheus-port", "--log-level"):

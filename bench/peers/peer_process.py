@@ -39,7 +39,8 @@ def version(peer: Peer) -> str:
         said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr
         return said.strip().rpartition("/")[2].split()[0]
     paths = [str(path) for path in (VENVS / peer.package).glob("lib/python3*/site-packages")]
-    found = importlib.metadata.distributions(name=peer.package, path=paths)
+    name = "ai-dynamo" if peer.package == "dynamo" else peer.package
+    found = importlib.metadata.distributions(name=name, path=paths)
     return next((one.version for one in found), "?")
 
 

@@ -5,11 +5,14 @@ fleets whose engines hold hundreds of requests; here an engine holds about ten p
 thresholds which count requests never trigger as they come.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 VENVS = Path(__file__).parents[2] / "build/peers"
+BLOCK_TOKENS, NUM_BLOCKS = 64, 6720
+"""Of an engine; who follows KV events has to know them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,16 @@ def _vllm(*flags: str, kv_events: bool = False) -> Launch:
     return launch
 
 
+def _dynamo(place: Place, engines: Sequence[Engine]) -> list[str]:
+    known = [f"{engine.url},{engine.kv_events},{engine.kv_replay}" for engine in engines]
+    return [
+        sys.executable, "-m", "bench.peers.dynamo_front", "--python", str(VENVS / "dynamo/bin/python"),
+        "--port", str(place.port), "--selector-port", str(place.metrics_port),
+        "--block-size", str(BLOCK_TOKENS), "--num-blocks", str(NUM_BLOCKS),
+        *(word for engine in known for word in ("--engine", engine)),
+    ]  # fmt: skip
+
+
 def _nginx(place: Place, engines: Sequence[Engine]) -> list[str]:
     config = place.folder / "nginx.conf"
     servers = "".join(f"server {engine.url.removeprefix('http://')};" for engine in engines)
@@ -98,6 +111,8 @@ def _nginx(place: Place, engines: Sequence[Engine]) -> list[str]:
     )
     return ["nginx", "-p", str(folder), "-c", str(config), "-e", "stderr"]
 
+
+_KV_EVENTS = ("--kv-event-model", "sim-model", "--kv-event-block-size", str(BLOCK_TOKENS))
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -125,10 +140,14 @@ PEERS: dict[str, Peer] = {
         Peer(
             "vllm-router tuned",
             "vllm-router",
-            _vllm(
-                "--policy", "kv_aware", "--kv-event-model", "sim-model", "--kv-event-block-size", "64", kv_events=True
-            ),
+            _vllm("--policy", "kv_aware", *_KV_EVENTS, kv_events=True),
             "kv_aware: follows the engines' own KV events; smallest cost of uncached and active tokens",
+        ),
+        Peer(
+            "dynamo",
+            "dynamo",
+            _dynamo,
+            "its KV router's choice as it comes, by its selection service; a proxy of this bench forwards",
         ),
         Peer("nginx", "nginx", _nginx, "least_conn, one process, no prefix at all", ready_path="/health"),
     )

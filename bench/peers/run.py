@@ -20,17 +20,21 @@ from bench.peers.arena import MODEL, ORACLE, Arena, Setup, arena
 from bench.peers.oracle import Oracle
 from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles, within_share
 from bench.peers.peer_process import ArenaError
+from bench.peers.peers import BLOCK_TOKENS, NUM_BLOCKS
 from bench.peers.workload import Source
 from bench.router.clocks import MachineTime, cpu_s, machine_time
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
 from dualmap_service.child import start_child
 from dualmap_sim.engine import named_profile
-from dualmap_sim.workloads import BLOCK_TOKENS, TimedRequest
+from dualmap_sim.workloads import BLOCK_TOKENS as CHUNK_TOKENS
+from dualmap_sim.workloads import TimedRequest
 from dualmap_sim.workloads.arrival import to_arrivals
 
 AFTER_S = 30.0
 """How long after the last request a run goes on; with an SLO of 5 s it has long been decided by then."""
-PROFILE = named_profile("linear").override(block_size=64, num_kv_blocks=6720, stream_interval=16)
+PROFILE = named_profile("linear").override(
+    block_size=BLOCK_TOKENS, num_kv_blocks=NUM_BLOCKS, stream_interval=16
+)
 """10,000 prompt tokens a second; room for 430,080 tokens, as everywhere in this repository. Blocks of 64 tokens and
 chunks of 16 keep the engines' own CPU low, for every router alike."""
 _FLAGS = (
@@ -160,7 +164,7 @@ def _parts(
     """Who sends what where: everything to the routers by turns, or the oracle's choice to each engine."""
     if subject != ORACLE:
         return [(urls, list(requests))]
-    oracle = Oracle(PROFILE, len(urls), BLOCK_TOKENS)
+    oracle = Oracle(PROFILE, len(urls), CHUNK_TOKENS)
     parts: list[tuple[list[str], list[TimedRequest]]] = [([url], []) for url in urls]
     for request, arrival in zip(requests, to_arrivals(requests), strict=True):
         parts[oracle.place(arrival).index][1].append(request)
