@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.peers.arena import DUALMAP, ORACLE
+from bench.peers.arena import DUALMAP
 from bench.peers.config import FULL, QUICK, SUBJECTS, WORKLOADS, Effort
 from bench.peers.goodput import fleets, goodput
 from bench.peers.overhead import SUBJECTS as OVERHEAD_SUBJECTS
@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="runs side by side")
     parser.add_argument("--count", type=int, help="requests a run")
     parser.add_argument(
-        "--tries", type=int, default=2, help="of a run that the machine spoils; default %(default)s"
+        "--tries",
+        type=int,
+        default=2,
+        help="of a run that the machine spoils; 0 only shows what is kept; default %(default)s",
     )
     parser.add_argument("--out", type=Path, default=_ROOT / "build/bench-peers")
     given = parser.parse_args()
@@ -75,7 +78,7 @@ def main() -> None:
     subjects = given.subjects.split(",") if given.subjects else list(SUBJECTS)
     able = []
     for name in subjects:
-        why = None if name in (DUALMAP, ORACLE) else missing(PEERS[name])
+        why = None if name == DUALMAP else missing(PEERS[name])
         if why is None:
             able.append(name)
         else:

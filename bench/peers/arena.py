@@ -78,13 +78,13 @@ class Arena:
     engines: list[Engine]
     others: list[int]
     """Process ids of all but the routers."""
-    routers: Sequence[Router] = ()
+    routers: Sequence[Router]
     stack: Stack | None = None
 
     @property
     def urls(self) -> list[str]:
-        """Where to send: the routers, or the engines if there is none."""
-        return [router.url for router in self.routers] or [engine.url for engine in self.engines]
+        """Where to send."""
+        return [router.url for router in self.routers]
 
     async def stats(self) -> list[dict[str, Any]]:
         """What every engine has counted."""
@@ -113,9 +113,7 @@ async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[A
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="dualmap-peers-")))
         engines, child = await _start_engines(setup, folder)
         exits.push_async_callback(child.stop)
-        if subject == ORACLE:
-            yield Arena(engines, [child.pid])
-        elif subject == DUALMAP:
+        if subject == DUALMAP:
             stack = await exits.enter_async_context(Stack(_stack_options(setup, engines, routers)))
             assert stack.store is not None
             others = [part.pid for name, part in stack.children.items() if not name.startswith("router")]
@@ -125,7 +123,8 @@ async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[A
             yield Arena(engines, [child.pid, stack.store.pid, *others], own, stack)
         else:
             peers = [
-                PeerRouter(PEERS[subject], engines, folder / f"router-{number}") for number in range(routers)
+                PeerRouter(PEERS[subject], engines, folder / f"router-{number}", setup.time_scale)
+                for number in range(routers)
             ]
             for router in peers:
                 exits.push_async_callback(router.stop)

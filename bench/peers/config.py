@@ -6,7 +6,7 @@ from bench.peers.arena import DUALMAP, ORACLE
 from bench.peers.peers import PEERS
 
 SLO_S = 5.0
-SUBJECTS = (DUALMAP, ORACLE, *PEERS)
+SUBJECTS = (DUALMAP, *PEERS)
 WORKLOADS = ("conversation", "agents")
 RATES: dict[str, tuple[float, ...]] = {
     "conversation": (2.9, 4.4, 5.9, 7.3, 9.0),

@@ -8,35 +8,32 @@ register the engines, reserve one for a prompt's token ids, tell of the first by
 import argparse
 import asyncio
 import contextlib
-import uuid
 from typing import Any
 
 import aiohttp
 import msgspec
 import uvloop
-from aiohttp import web
 
-from bench.router.proxy import DROP
+from bench.peers.engines import PROFILE
+from bench.peers.front import Front, open_http, serve
 from dualmap_service.child import Child, start_child
-from dualmap_sim.engine import canonical_prompt
 from dualmap_sim.engine.render_api import token_ids_json
-from dualmap_sim.engine.text import encode
 
 _START_S = 30.0
 _JSON = {"content-type": "application/json"}
 
 
-class Front:
-    """Forwards every request to the engine that the selector reserves."""
+class Selector:
+    """The selection service of one model."""
 
-    def __init__(self, selector: str, model: str, http: aiohttp.ClientSession) -> None:
-        self._selector = selector
+    def __init__(self, url: str, model: str, http: aiohttp.ClientSession) -> None:
+        self._url = url
         self._model = model
         self._http = http
         self._telling: set[asyncio.Task[None]] = set()
 
-    async def register(self, engines: list[list[str]], block_size: int, num_blocks: int) -> None:
-        """Tell the selector of every engine; each is its URL, its KV events and their replay."""
+    async def register(self, engines: list[list[str]]) -> None:
+        """Tell it of every engine; each is its URL, its KV events and their replay."""
         for number, (url, events, replay) in enumerate(engines, 1):
             body = {
                 "worker_id": number,
@@ -44,48 +41,36 @@ class Front:
                 "endpoint": url,
                 "kv_events_endpoint": events,
                 "replay_endpoint": replay,
-                "block_size": block_size,
-                "total_kv_blocks": num_blocks,
-                "max_num_batched_tokens": 8192,
+                "block_size": PROFILE.block_size,
+                "total_kv_blocks": PROFILE.num_kv_blocks,
+                "max_num_batched_tokens": PROFILE.max_num_batched_tokens,
             }
-            async with self._http.post(f"{self._selector}/workers", json=body) as answer:
+            async with self._http.post(f"{self._url}/workers", json=body) as answer:
                 said = await answer.json()
                 if said.get("lifecycle") != "schedulable":
                     raise RuntimeError(f"the selector does not take {url}: {said}")
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """One request."""
-        body = await request.read()
-        selection = uuid.uuid4().hex
-        prompt = encode(canonical_prompt(msgspec.json.decode(body)))
-        wanted = {"model_name": self._model, "selection_id": selection, "token_ids": token_ids_json(prompt)}
+    async def choose(self, request_id: str, prompt: bytes) -> str:
+        """Reserve an engine."""
+        wanted = {
+            "model_name": self._model,
+            "selection_id": request_id,
+            "token_ids": token_ids_json(prompt),
+        }
         async with self._http.post(
-            f"{self._selector}/select_and_reserve", data=msgspec.json.encode(wanted), headers=_JSON
+            f"{self._url}/select_and_reserve", data=msgspec.json.encode(wanted), headers=_JSON
         ) as answer:
+            answer.raise_for_status()
             chosen: dict[str, Any] = msgspec.json.decode(await answer.read())
-            if answer.status != 200:
-                return web.json_response({"error": {"message": str(chosen)}}, status=503)
-        try:
-            return await self._forward(request, body, str(chosen["endpoint"]), selection)
-        finally:
-            self._tell("DELETE", f"reservations/{selection}")
+            return str(chosen["endpoint"])
 
-    async def _forward(
-        self, request: web.Request, body: bytes, engine: str, selection: str
-    ) -> web.StreamResponse:
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in DROP}
-        async with self._http.post(engine + request.path_qs, data=body, headers=headers) as answer:
-            kept = {name: value for name, value in answer.headers.items() if name.lower() not in DROP}
-            response = web.StreamResponse(status=answer.status, headers=kept)
-            await response.prepare(request)
-            first = True
-            async for chunk in answer.content.iter_any():
-                if first:
-                    first = False
-                    self._tell("POST", f"reservations/{selection}/prefill_complete")
-                await response.write(chunk)
-            await response.write_eof()
-            return response
+    def began(self, request_id: str) -> None:
+        """Its prefill is complete."""
+        self._tell("POST", f"reservations/{request_id}/prefill_complete")
+
+    def ended(self, request_id: str) -> None:
+        """Its reservation is free."""
+        self._tell("DELETE", f"reservations/{request_id}")
 
     def _tell(self, method: str, path: str) -> None:
         # Beside the stream: the client must not wait for the books.
@@ -95,48 +80,35 @@ class Front:
 
     async def _told(self, method: str, path: str) -> None:
         with contextlib.suppress(aiohttp.ClientError):
-            async with self._http.request(method, f"{self._selector}/{path}", json={}):
+            async with self._http.request(method, f"{self._url}/{path}", json={}):
                 pass
 
 
-async def _started(child: Child, http: aiohttp.ClientSession, selector: str) -> None:
+async def _started(child: Child, http: aiohttp.ClientSession, url: str) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _START_S
     while True:
         with contextlib.suppress(aiohttp.ClientError):
-            async with http.get(f"{selector}/health") as answer:
+            async with http.get(f"{url}/health") as answer:
                 if answer.status == 200:
                     return
         if not child.running or loop.time() > deadline:
-            raise RuntimeError(f"the selector did not start: {child.log_tail()}")
+            raise RuntimeError("the selector did not start")
         await asyncio.sleep(0.1)
 
 
 async def _main(given: argparse.Namespace) -> None:
-    selector = f"http://127.0.0.1:{given.selector_port}"
+    url = f"http://127.0.0.1:{given.selector_port}"
     command = [given.python, "-m", "dynamo.select_service", "--port", str(given.selector_port)]
     child = start_child(command, "dynamo.select_service")
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None)
     try:
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as http:
-            await _started(child, http, selector)
-            front = Front(selector, given.model, http)
-            engines = [engine.split(",") for engine in given.engine]
-            await front.register(engines, given.block_size, given.num_blocks)
-            app = web.Application(client_max_size=64 << 20)
-            app.router.add_get("/readiness", _ready)
-            app.router.add_route("POST", "/{path:.*}", front.handle)
-            runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", given.port).start()
-            await asyncio.Event().wait()
+        async with open_http() as http:
+            await _started(child, http, url)
+            selector = Selector(url, given.model, http)
+            await selector.register([engine.split(",") for engine in given.engine])
+            await serve(Front(selector, http), given.port)
     finally:
         await child.stop()
-
-
-async def _ready(_: web.Request) -> web.Response:
-    return web.json_response({"status": "ready"})
 
 
 if __name__ == "__main__":
@@ -145,8 +117,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--selector-port", type=int, required=True)
     parser.add_argument("--model", default="sim-model")
-    parser.add_argument("--block-size", type=int, required=True)
-    parser.add_argument("--num-blocks", type=int, required=True)
     parser.add_argument("--engine", action="append", required=True, help="URL,EVENTS,REPLAY")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as main:
         main.run(_main(parser.parse_args()))

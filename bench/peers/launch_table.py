@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from bench.peers.peer_process import missing, version
-from bench.peers.peers import PEERS, Engine, Peer, Place
+from bench.peers.peers import OWN, PEERS, Engine, Peer, Place
 
 
 def launch_line(peer: Peer) -> str:
     """As a person would type it: programs by name, one engine, no ports."""
     if peer.package == "nginx":
         return "nginx: upstream with least_conn and keepalive, proxy_buffering off, one process"
+    if peer.package == OWN:
+        return f"python -m bench.peers.{peer.name}_front"
     if peer.package == "dynamo":
         return "python -m dynamo.select_service; engines registered at /workers, one reserved per request"
     words = peer.launch(Place(0, 0, Path()), [Engine("URL", "EVENTS", "REPLAY")])
@@ -29,5 +31,4 @@ def launch_table() -> str:
     lines.append(
         "| dualmap | this tree | `dualmap router`, a `dualmap worker` per engine, `dualmap rebalancer` | defaults |"
     )
-    lines.append("| oracle | this tree | the client itself, bench/peers/oracle.py | |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from bench.peers.peers import VENVS, Engine, Peer, Place
+from bench.peers.peers import OWN, VENVS, Engine, Peer, Place
 from dualmap_service.child import Child, start_child
 
 _START_S = 60.0
@@ -27,6 +27,8 @@ class ArenaError(RuntimeError):
 
 def missing(peer: Peer) -> str | None:
     """Why a peer cannot run here; None if it can."""
+    if peer.package == OWN:
+        return None
     if peer.package == "nginx":
         return None if shutil.which("nginx") else "nginx is not installed"
     folder = VENVS / peer.package
@@ -35,6 +37,8 @@ def missing(peer: Peer) -> str | None:
 
 def version(peer: Peer) -> str:
     """What is installed."""
+    if peer.package == OWN:
+        return ""
     if peer.package == "nginx":
         said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr
         return said.strip().rpartition("/")[2].split()[0]
@@ -47,10 +51,10 @@ def version(peer: Peer) -> str:
 class PeerRouter:
     """One router of a peer's; it can be stopped and started again on its port."""
 
-    def __init__(self, peer: Peer, engines: Sequence[Engine], folder: Path) -> None:
+    def __init__(self, peer: Peer, engines: Sequence[Engine], folder: Path, time_scale: float = 1.0) -> None:
         self._peer = peer
         self._engines = engines
-        self._place = Place(free_port(), free_port(), folder)
+        self._place = Place(free_port(), free_port(), folder, time_scale)
         self._child: Child | None = None
         self.url = f"http://127.0.0.1:{self._place.port}"
         folder.mkdir()

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.peers.engines import PROFILE
+
 VENVS = Path(__file__).parents[2] / "build/peers"
-BLOCK_TOKENS, NUM_BLOCKS = 64, 6720
-"""Of an engine; who follows KV events has to know them."""
+OWN = "this tree"
+"""The package of what is not a peer but a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Place:
     port: int
     metrics_port: int
     folder: Path
+    time_scale: float = 1.0
 
 
 Launch = Callable[[Place, Sequence[Engine]], list[str]]
@@ -88,8 +91,14 @@ def _dynamo(place: Place, engines: Sequence[Engine]) -> list[str]:
     return [
         sys.executable, "-m", "bench.peers.dynamo_front", "--python", str(VENVS / "dynamo/bin/python"),
         "--port", str(place.port), "--selector-port", str(place.metrics_port),
-        "--block-size", str(BLOCK_TOKENS), "--num-blocks", str(NUM_BLOCKS),
         *(word for engine in known for word in ("--engine", engine)),
+    ]  # fmt: skip
+
+
+def _oracle(place: Place, engines: Sequence[Engine]) -> list[str]:
+    return [
+        sys.executable, "-m", "bench.peers.oracle_front", "--port", str(place.port),
+        "--time-scale", str(place.time_scale), *(word for one in engines for word in ("--engine", one.url)),
     ]  # fmt: skip
 
 
@@ -112,7 +121,7 @@ def _nginx(place: Place, engines: Sequence[Engine]) -> list[str]:
     return ["nginx", "-p", str(folder), "-c", str(config), "-e", "stderr"]
 
 
-_KV_EVENTS = ("--kv-event-model", "sim-model", "--kv-event-block-size", str(BLOCK_TOKENS))
+_KV_EVENTS = ("--kv-event-model", "sim-model", "--kv-event-block-size", str(PROFILE.block_size))
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -149,6 +158,7 @@ PEERS: dict[str, Peer] = {
             _dynamo,
             "its KV router's choice as it comes, by its selection service; a proxy of this bench forwards",
         ),
+        Peer("oracle", OWN, _oracle, "knows every queue and cache; smallest expected TTFT"),
         Peer("nginx", "nginx", _nginx, "least_conn, one process, no prefix at all", ready_path="/health"),
     )
 }  # fmt: skip

@@ -16,33 +16,18 @@ from typing import Any
 import msgspec
 import uvloop
 
-from bench.peers.arena import MODEL, ORACLE, Arena, Setup, arena
-from bench.peers.oracle import Oracle
+from bench.peers.arena import MODEL, Arena, Setup, arena
+from bench.peers.engines import FLAGS
 from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles, within_share
 from bench.peers.peer_process import ArenaError
-from bench.peers.peers import BLOCK_TOKENS, NUM_BLOCKS
 from bench.peers.workload import Source
 from bench.router.clocks import MachineTime, cpu_s, machine_time
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
 from dualmap_service.child import start_child
-from dualmap_sim.engine import named_profile
-from dualmap_sim.workloads import BLOCK_TOKENS as CHUNK_TOKENS
 from dualmap_sim.workloads import TimedRequest
-from dualmap_sim.workloads.arrival import to_arrivals
 
 AFTER_S = 30.0
 """How long after the last request a run goes on; with an SLO of 5 s it has long been decided by then."""
-PROFILE = named_profile("linear").override(
-    block_size=BLOCK_TOKENS, num_kv_blocks=NUM_BLOCKS, stream_interval=16
-)
-"""10,000 prompt tokens a second; room for 430,080 tokens, as everywhere in this repository. Blocks of 64 tokens and
-chunks of 16 keep the engines' own CPU low, for every router alike."""
-_FLAGS = (
-    "--profile", PROFILE.name,
-    "--block-size", str(PROFILE.block_size),
-    "--kv-blocks", str(PROFILE.num_kv_blocks),
-    "--stream-interval", str(PROFILE.stream_interval),
-)  # fmt: skip
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -86,7 +71,7 @@ async def run_apart(trial: Trial) -> Outcome:
 async def run_once(trial: Trial) -> Outcome:
     """Start all, send all, stop all."""
     requests = trial.source.requests(trial.rate_req_s)
-    setup = Setup(trial.time_scale, trial.slo_s, _FLAGS)
+    setup = Setup(trial.time_scale, trial.slo_s, FLAGS)
     async with arena(trial.subject, setup, trial.routers) as running:
         before = await running.stats()
         clocks = _Clocks(running, trial.changes)
@@ -150,25 +135,9 @@ async def _send(
     stop = asyncio.Event()
     end_s = (requests[-1].at_s + AFTER_S) / setup.time_scale
     timer = asyncio.get_running_loop().call_later(end_s, stop.set)
-    parts = _parts(trial.subject, running.urls, requests)
-    results = await asyncio.gather(
-        *(run_load(part, urls, options, stop=stop) for urls, part in parts if part)
-    )
+    result = await run_load(requests, running.urls, options, stop=stop)
     timer.cancel()
-    return [record for result in results for record in result.records]
-
-
-def _parts(
-    subject: str, urls: list[str], requests: Sequence[TimedRequest]
-) -> list[tuple[list[str], list[TimedRequest]]]:
-    """Who sends what where: everything to the routers by turns, or the oracle's choice to each engine."""
-    if subject != ORACLE:
-        return [(urls, list(requests))]
-    oracle = Oracle(PROFILE, len(urls), CHUNK_TOKENS)
-    parts: list[tuple[list[str], list[TimedRequest]]] = [([url], []) for url in urls]
-    for request, arrival in zip(requests, to_arrivals(requests), strict=True):
-        parts[oracle.place(arrival).index][1].append(request)
-    return parts
+    return result.records
 
 
 def _grown(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], name: str) -> list[float]:

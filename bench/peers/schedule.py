@@ -43,7 +43,10 @@ class Runs:
     """Runs trials, at most `jobs` at a time; what was run by the same code is not run again."""
 
     def __init__(self, path: Path, jobs: int, say: Callable[[str], None], tries: int = 2) -> None:
-        """A run that the machine spoiled is done again, up to `tries` times in all; then it is shown as doubtful."""
+        """A run that the machine spoiled is done again, up to `tries` times in all; then it is shown as doubtful.
+
+        So is one that was kept from before; with no tries at all everything is shown as it is.
+        """
         self._path = path
         self._room = asyncio.Semaphore(jobs)
         self._say = say
@@ -53,7 +56,8 @@ class Runs:
         if path.exists():
             for line in path.read_bytes().splitlines():
                 kept = msgspec.json.decode(line, type=Kept)
-                self._kept[kept.key] = kept.outcome
+                if kept.outcome.doubt is None or tries == 0:
+                    self._kept[kept.key] = kept.outcome
 
     async def run(self, trial: Trial) -> Outcome | None:
         """The outcome of a trial; None, and a line that says why, if it cannot be had."""
@@ -62,19 +66,26 @@ class Runs:
         if key in self._kept:
             return self._kept[key]
         async with self._room:
-            for _ in range(self._tries):
-                try:
-                    outcome = await run_apart(trial)
-                except ArenaError as error:
-                    self._say(f"{trial.subject} at {trial.rate_req_s:g}/s failed: {error}")
-                    return None
-                self._say(_told(outcome))
-                if outcome.doubt is None:
-                    break
+            outcome = await self._tried(trial)
+        if outcome is None:
+            return None
         self._kept[key] = outcome
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(Kept(self._code, launch, trial, outcome)) + b"\n")
+        return outcome
+
+    async def _tried(self, trial: Trial) -> Outcome | None:
+        outcome: Outcome | None = None
+        for _ in range(self._tries):
+            try:
+                outcome = await run_apart(trial)
+            except ArenaError as error:
+                self._say(f"{trial.subject} at {trial.rate_req_s:g}/s failed: {error}")
+                return None
+            self._say(_told(outcome))
+            if outcome.doubt is None:
+                break
         return outcome
 
     async def curve(self, trial: Trial, rates: Sequence[float], search: bool) -> list[Outcome]:

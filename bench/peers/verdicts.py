@@ -7,12 +7,12 @@ import msgspec
 from bench.peers.arena import DUALMAP, ORACLE
 from bench.peers.capacity import capacity
 from bench.peers.outcome import Outcome
-from bench.peers.peers import PEERS
+from bench.peers.peers import OWN, PEERS
 from bench.peers.schedule import shares
 from bench.router.measures import Findings
 from bench.router.subjects import ROUTER
 
-SHIPPING = tuple(name for name, peer in PEERS.items() if peer.package != "nginx")
+SHIPPING = tuple(name for name, peer in PEERS.items() if peer.package not in (OWN, "nginx"))
 """Routers for LLM engines; nginx and the oracle bound the field."""
 
 
