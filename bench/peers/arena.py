@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
-from bench.peers.peer_process import ArenaError, PeerRouter, free_port
+from bench.peers.peer_process import ArenaError, PeerRouter, free_port, places
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
@@ -123,8 +123,8 @@ async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[A
             yield Arena(engines, [child.pid, stack.store.pid, *others], own, stack)
         else:
             peers = [
-                PeerRouter(PEERS[subject], engines, folder / f"router-{number}", setup.time_scale)
-                for number in range(routers)
+                PeerRouter(PEERS[subject], engines, place)
+                for place in places(folder, routers, setup.time_scale)
             ]
             for router in peers:
                 exits.push_async_callback(router.stop)

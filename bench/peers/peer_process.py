@@ -51,13 +51,13 @@ def version(peer: Peer) -> str:
 class PeerRouter:
     """One router of a peer's; it can be stopped and started again on its port."""
 
-    def __init__(self, peer: Peer, engines: Sequence[Engine], folder: Path, time_scale: float = 1.0) -> None:
+    def __init__(self, peer: Peer, engines: Sequence[Engine], place: Place) -> None:
         self._peer = peer
         self._engines = engines
-        self._place = Place(free_port(), free_port(), folder, time_scale)
+        self._place = place
         self._child: Child | None = None
-        self.url = f"http://127.0.0.1:{self._place.port}"
-        folder.mkdir()
+        self.url = f"http://127.0.0.1:{place.port}"
+        place.folder.mkdir(parents=True)
 
     @property
     def pid(self) -> int:
@@ -85,6 +85,22 @@ class PeerRouter:
         """Ask it to end, as a rolling update would, and wait for that."""
         if self._child is not None:
             await self._child.stop(grace_s=_GRACE_S)
+
+
+def places(folder: Path, count: int, time_scale: float) -> list[Place]:
+    """Where the routers of a fleet are; each knows of the others."""
+    mesh = [free_port() for _ in range(count)]
+    return [
+        Place(
+            port=free_port(),
+            metrics_port=free_port(),
+            folder=folder / f"router-{number}",
+            time_scale=time_scale,
+            mesh_port=port,
+            mesh_peers=tuple(other for other in mesh if other != port),
+        )
+        for number, port in enumerate(mesh, 1)
+    ]
 
 
 def free_port() -> int:

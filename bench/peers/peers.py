@@ -34,6 +34,9 @@ class Place:
     metrics_port: int
     folder: Path
     time_scale: float = 1.0
+    mesh_port: int = 0
+    mesh_peers: tuple[int, ...] = ()
+    """The mesh ports of the other routers of its fleet."""
 
 
 Launch = Callable[[Place, Sequence[Engine]], list[str]]
@@ -67,9 +70,21 @@ def _sglang(*flags: str) -> Launch:
     ]  # fmt: skip
 
 
-def _smg(*flags: str) -> Launch:
+def _smg(*flags: str, mesh: bool = False) -> Launch:
     program = str(VENVS / "smg/bin/smg")
-    return lambda place, engines: [program, "launch", *_common(place, engines), *flags]
+    return lambda place, engines: [
+        program, "launch", *_common(place, engines), *flags, *(_mesh(place) if mesh else ())
+    ]  # fmt: skip
+
+
+def _mesh(place: Place) -> list[str]:
+    if not place.mesh_peers:
+        return []
+    peers = [f"127.0.0.1:{port}" for port in place.mesh_peers]
+    return [
+        "--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", str(place.mesh_port),
+        "--mesh-server-name", f"mesh-{place.mesh_port}", "--mesh-peer-urls", *peers,
+    ]  # fmt: skip
 
 
 def _vllm(*flags: str, kv_events: bool = False) -> Launch:
@@ -121,6 +136,7 @@ def _nginx(place: Place, engines: Sequence[Engine]) -> list[str]:
     return ["nginx", "-p", str(folder), "-c", str(config), "-e", "stderr"]
 
 
+_BALANCE = ("--balance-abs-threshold", "4", "--balance-rel-threshold", "1.2")
 _KV_EVENTS = ("--kv-event-model", "sim-model", "--kv-event-block-size", str(PROFILE.block_size))
 
 PEERS: dict[str, Peer] = {
@@ -130,15 +146,15 @@ PEERS: dict[str, Peer] = {
         Peer(
             "sglang-router tuned",
             "sglang-router",
-            _sglang("--balance-abs-threshold", "4", "--balance-rel-threshold", "1.2"),
+            _sglang(*_BALANCE),
             "its load is requests in flight, about ten an engine here: it balances from a difference of 4 on",
         ),
         Peer("smg", "smg", _smg(), "as it comes: cache_aware, threshold 0.3, spill at 64 and 1.5, loads every 10 s"),
         Peer(
             "smg tuned",
             "smg",
-            _smg("--balance-abs-threshold", "4", "--balance-rel-threshold", "1.2", "--load-monitor-interval", "1"),
-            "spills from 4 requests over the mean on; reads the engines' waiting requests every second",
+            _smg(*_BALANCE, "--load-monitor-interval", "1", mesh=True),
+            "spills from 4 requests over the mean on; reads the engines' queues every second; several make a mesh",
         ),
         Peer(
             "vllm-router",

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bench.peers.peer_process import PeerRouter
+from bench.peers.peer_process import PeerRouter, places
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import start_child
@@ -62,8 +62,8 @@ async def _peers(stack: Stack, exits: AsyncExitStack, names: Sequence[str]) -> d
         ROUTER: Subject(ROUTER, stack.router_urls[0], stack.children["router-1"].pid),
         DIRECT: Subject(DIRECT, engines[0].url, stack.children["engine-1"].pid),
     }
-    for name in names:
-        router = PeerRouter(PEERS[name], engines, stack.logs / name.replace(" ", "-"))
+    for name, place in zip(names, places(stack.logs / "peers", len(names), 1.0), strict=True):
+        router = PeerRouter(PEERS[name], engines, replace(place, mesh_peers=()))
         exits.push_async_callback(router.stop)
         await router.start()
         subjects[name] = Subject(name, router.url, router.pid)
