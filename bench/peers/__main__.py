@@ -26,14 +26,20 @@ PARTS = (*WORKLOADS, "overhead", "fleet")
 
 
 async def _run(
-    parts: list[str], subjects: list[str], effort: Effort, trace: str | None, tries: int, out: Path
+    parts: list[str],
+    subjects: list[str],
+    effort: Effort,
+    trace: str | None,
+    tries: int,
+    doubtful: bool,
+    out: Path,
 ) -> None:
     began_s = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began_s:6.0f} s  {what}", file=sys.stderr, flush=True)
 
-    runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say, tries)
+    runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say, tries, doubtful)
     results = Results(this_machine(), effort, trace is not None, {}, {}, _kept_overhead(out))
     # The overhead first: it wants the machine for itself, and is short.
     if "overhead" in parts:
@@ -71,6 +77,9 @@ def main() -> None:
         default=2,
         help="of a run that the machine spoils; 0 only shows what is kept; default %(default)s",
     )
+    parser.add_argument(
+        "--doubtful", action="store_true", help="take kept runs as they are, doubtful ones too"
+    )
     parser.add_argument("--out", type=Path, default=_ROOT / "build/bench-peers")
     given = parser.parse_args()
     if given.trace and not Path(given.trace).is_file():
@@ -85,7 +94,11 @@ def main() -> None:
             print(f"left out: {name}: {why}", file=sys.stderr)
     effort = QUICK if given.quick else FULL if given.full else Effort()
     effort = replace(effort, jobs=given.jobs or effort.jobs, count=given.count or effort.count)
-    asyncio.run(_run(given.parts.split(","), able, effort, given.trace or None, given.tries, given.out))
+    asyncio.run(
+        _run(
+            given.parts.split(","), able, effort, given.trace or None, given.tries, given.doubtful, given.out
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ class Goodput(NamedTuple):
     curves: dict[str, list[Outcome]]
 
 
-def trial(subject: str, workload: str, effort: Effort, trace: str | None) -> Trial:
-    """A trial without its rate."""
+def trial(subject: str, workload: str, rate_req_s: float, effort: Effort, trace: str | None) -> Trial:
+    """A subject at a rate."""
     return Trial(
         subject=subject,
         workload=workload,
-        rate_req_s=0.0,
-        count=effort.count,
+        rate_req_s=rate_req_s,
+        count=effort.requests(workload, rate_req_s),
         trace=trace if workload == "conversation" else None,
         time_scale=effort.time_scale,
         slo_s=SLO_S,
@@ -40,12 +40,14 @@ async def goodput(
     workload: str, subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
 ) -> Goodput:
     """Every subject's curve; subjects run side by side as far as there is room."""
-    curves = await asyncio.gather(
-        *(
-            runs.curve(trial(subject, workload, effort, trace), _rates(subject, workload), effort.search)
-            for subject in subjects
+
+    async def curve(subject: str) -> list[Outcome]:
+        rates = _rates(subject, workload)[: effort.num_rates]
+        return await runs.curve(
+            lambda rate: trial(subject, workload, rate, effort, trace), rates, effort.search
         )
-    )
+
+    curves = await asyncio.gather(*(curve(subject) for subject in subjects))
     return Goodput(workload, dict(zip(subjects, curves, strict=True)))
 
 
@@ -60,9 +62,9 @@ async def fleets(
     """More and more routers in front of the same engines, and for DualMap a fleet that changes under load."""
     found: dict[str, list[Outcome]] = {}
     for subject in (name for name in FLEET_SUBJECTS if name in subjects):
-        base = trial(subject, "conversation", effort, trace)
+        base = trial(subject, "conversation", FLEET_RATE[subject], effort, trace)
         trials = [
-            msgspec.structs.replace(base, routers=number, rate_req_s=FLEET_RATE[subject])
+            msgspec.structs.replace(base, routers=number)
             for number in effort.fleets
             if subject == DUALMAP or number <= 4
         ]

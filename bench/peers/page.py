@@ -84,8 +84,8 @@ def _head(results: Results) -> str:
         f"Made by `make bench-peers TRACE=conversation.jsonl`; edit bench/peers instead.{trace}\n\n"
         f"{machine.date[:10]}, {machine.cpu}, {machine.cores} cores that engines, routers, workers and client share; "
         f"load {machine.load_before:.1f} before; Linux {machine.kernel}, Python {machine.python}. "
-        f"{effort.count:,} requests a run, {effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs "
-        "side by side."
+        f"{effort.count:,} requests a run of the trace, {effort.agents_s:g} model seconds of agents; "
+        f"{effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs side by side."
     )
 
 

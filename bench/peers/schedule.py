@@ -42,10 +42,10 @@ class Kept(msgspec.Struct, frozen=True):
 class Runs:
     """Runs trials, at most `jobs` at a time; what was run by the same code is not run again."""
 
-    def __init__(self, path: Path, jobs: int, say: Callable[[str], None], tries: int = 2) -> None:
+    def __init__(self, path: Path, jobs: int, say: Callable[[str], None], tries: int, doubtful: bool) -> None:
         """A run that the machine spoiled is done again, up to `tries` times in all; then it is shown as doubtful.
 
-        So is one that was kept from before; with no tries at all everything is shown as it is.
+        So is one that was kept from before, unless `doubtful` takes it as it is. No tries: only what is kept.
         """
         self._path = path
         self._room = asyncio.Semaphore(jobs)
@@ -56,7 +56,7 @@ class Runs:
         if path.exists():
             for line in path.read_bytes().splitlines():
                 kept = msgspec.json.decode(line, type=Kept)
-                if kept.outcome.doubt is None or tries == 0:
+                if kept.outcome.doubt is None or doubtful:
                     self._kept[kept.key] = kept.outcome
 
     async def run(self, trial: Trial) -> Outcome | None:
@@ -88,11 +88,13 @@ class Runs:
                 break
         return outcome
 
-    async def curve(self, trial: Trial, rates: Sequence[float], search: bool) -> list[Outcome]:
+    async def curve(
+        self, at: Callable[[float], Trial], rates: Sequence[float], search: bool
+    ) -> list[Outcome]:
         """A subject at rising rates until too few are in time, then once where its capacity lies."""
         found: dict[float, Outcome] = {}
         for rate in rates:
-            outcome = await self.run(msgspec.structs.replace(trial, rate_req_s=rate))
+            outcome = await self.run(at(rate))
             if outcome is None:
                 break
             found[rate] = outcome
@@ -100,7 +102,7 @@ class Runs:
                 break
         between = middle({rate: one.within_slo_share for rate, one in found.items()}) if search else None
         if between is not None:
-            outcome = await self.run(msgspec.structs.replace(trial, rate_req_s=between))
+            outcome = await self.run(at(between))
             if outcome is not None:
                 found[between] = outcome
         return [found[rate] for rate in sorted(found)]

@@ -19,15 +19,6 @@ class Source:
     trace: Path | None = None
     seed: int = 1
 
-    @property
-    def title(self) -> str:
-        """What the page calls it."""
-        if self.name == "agents":
-            return f"tool agents, {self.count} requests"
-        if self.trace is None:
-            return f"generated conversations (no trace was given), {self.count} requests"
-        return f"conversation trace, its first {self.count} requests"
-
     def requests(self, rate_req_s: float) -> list[TimedRequest]:
         """The requests, as chats; a trace's gaps are stretched, generated ones are made anew."""
         if self.name == "agents":
