@@ -23,7 +23,7 @@ from dualmap_service.child import Child, start_child
 NUM_ENGINES = 8
 MODEL = "sim-model"
 DUALMAP, ORACLE = "dualmap", "oracle"
-_START_S = 60.0
+_START_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ def _stack_options(setup: Setup, engines: Sequence[Engine], routers: int) -> Sta
         time_scale=setup.time_scale,
         slo_s=setup.slo_s,
         pool="peers",
+        engine_start_s=_START_S,
         engine_urls=[engine.url for engine in engines],
         kv_urls={engine.url: (engine.kv_events, engine.kv_replay) for engine in engines},
     )

@@ -10,6 +10,7 @@ from bench.peers.capacity import capacity
 from bench.peers.config import SLO_S, WORKLOADS, Effort
 from bench.peers.goodput import Goodput
 from bench.peers.launch_table import launch_table
+from bench.peers.losses import losses
 from bench.peers.outcome import Outcome
 from bench.peers.schedule import shares
 from bench.peers.tables import capacities_table, fleet_table, overhead_table, runs_table
@@ -67,6 +68,12 @@ def _page(results: Results, plots: Sequence[str]) -> str:
     for (workload, found), plot in zip(results.goodput.items(), plots, strict=True):
         parts += [f"## {_TITLES[workload]}", _about(workload, results), plot]
         parts += [markdown(runs_table([one for curve in found.curves.values() for one in curve]))]
+        behind = losses(found.curves)
+        if behind:
+            parts += [
+                "Where DualMap is behind the best shipping peer:",
+                "\n".join(f"- {line}" for line in behind),
+            ]
     if results.fleets:
         parts += ["## Fleets", _ABOUT_FLEETS]
         parts += [markdown(fleet_table([one for curve in results.fleets.values() for one in curve]))]
@@ -85,7 +92,19 @@ def _head(results: Results) -> str:
         f"{machine.date[:10]}, {machine.cpu}, {machine.cores} cores that engines, routers, workers and client share; "
         f"load {machine.load_before:.1f} before; Linux {machine.kernel}, Python {machine.python}. "
         f"{effort.count:,} requests a run of the trace, {effort.agents_s:g} model seconds of agents; "
-        f"{effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs side by side."
+        f"{effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs side by side.{_doubts(results)}"
+    )
+
+
+def _doubts(results: Results) -> str:
+    outcomes = [one for found in results.goodput.values() for curve in found.curves.values() for one in curve]
+    outcomes += [one for curve in results.fleets.values() for one in curve]
+    doubtful = sum(one.doubt is not None for one in outcomes)
+    if not doubtful:
+        return ""
+    return (
+        f"\n\n**{doubtful} of {len(outcomes)} runs are doubtful** (marked `!`): other work on the machine made the "
+        "client late or filled the cores. Their figures are provisional, everybody's."
     )
 
 

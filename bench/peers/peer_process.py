@@ -15,7 +15,7 @@ import msgspec
 from bench.peers.peers import OWN, VENVS, Engine, Peer, Place
 from dualmap_service.child import Child, start_child
 
-_START_S = 60.0
+_START_S = 180.0
 _GRACE_S = 20.0
 _ANY = 1 << 30
 """Who does not count its engines has all that it was given."""

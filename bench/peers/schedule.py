@@ -81,7 +81,7 @@ class Runs:
             try:
                 outcome = await run_apart(trial)
             except ArenaError as error:
-                self._say(f"{trial.subject} at {trial.rate_req_s:g}/s failed: {error}")
+                self._say(f"{trial.subject} at {trial.rate_req_s:g}/s failed: {_last_line(error)}")
                 return None
             self._say(_told(outcome))
             if outcome.doubt is None:
@@ -122,6 +122,10 @@ def _told(outcome: Outcome) -> str:
         f"{outcome.subject}, {outcome.workload} at {outcome.rate_req_s:g}/s{many}: "
         f"{outcome.within_slo_share:.1%} in time{mark}{doubt}"
     )
+
+
+def _last_line(error: ArenaError) -> str:
+    return str(error).rstrip().rpartition("\n")[2]
 
 
 def _key(code: str, launch: str, trial: Trial) -> str:

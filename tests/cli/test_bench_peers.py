@@ -13,6 +13,7 @@ from bench.peers.config import QUICK
 from bench.peers.engines import PROFILE
 from bench.peers.goodput import Goodput
 from bench.peers.launch_table import launch_line, launch_table
+from bench.peers.losses import losses
 from bench.peers.oracle import Oracle
 from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles, within_share
 from bench.peers.page import Results, write
@@ -162,6 +163,20 @@ def test_verdicts_compare_with_the_best_shipping_peer() -> None:
     assert goodput_verdicts("agents", {})[0].measured is None
 
 
+def test_losses_name_the_best_shipping_peer_at_the_same_rate() -> None:
+    def with_tail(one: Outcome, p99_s: float) -> Outcome:
+        return msgspec.structs.replace(one, ttft_s=[1.0, 4.0, p99_s])
+
+    curves = {
+        DUALMAP: [outcome(DUALMAP, 4.0, 0.9), outcome(DUALMAP, 6.0, 0.9)],
+        "smg": [with_tail(outcome("smg", 4.0, 0.8, cached=0.2), 9.0)],
+        "sglang-router": [with_tail(outcome("sglang-router", 4.0, 0.85, cached=0.15), 12.0)],
+        "nginx": [with_tail(outcome("nginx", 4.0, 0.99), 1.0)],
+    }
+    assert losses(curves) == ["at 4/s: p99 never reached, smg 9.0 s; cached 10.0%, smg 20.0%"]
+    assert losses({}) == []
+
+
 def test_a_verdict_says_met_or_missed() -> None:
     assert str(Verdict("a", 2.0, 2.0)).endswith("met")
     assert "missed" in str(Verdict("a", 1.9, 2.0))
@@ -239,5 +254,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
     assert "| smg | <4.00 |" in page
     assert "80.0% !" in page
     assert page.count("doubt: busy") == 1
+    assert "1 of 5 runs are doubtful" in page
+    assert "No trace was given" in page
     assert (tmp_path / "pictures/benchmarks-conversation.png").stat().st_size < 200_000
     assert msgspec.json.encode(overhead)
