@@ -22,6 +22,7 @@ from bench.router.measures import Findings
 from bench.router.report import this_machine
 
 _ROOT = Path(__file__).parents[2]
+_OVERHEAD = _ROOT / "build/bench-peers-overhead.json"
 PARTS = (*WORKLOADS, "overhead", "fleet")
 
 
@@ -40,13 +41,13 @@ async def _run(
         print(f"{time.monotonic() - began_s:6.0f} s  {what}", file=sys.stderr, flush=True)
 
     runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say, tries, doubtful)
-    results = Results(this_machine(), effort, trace is not None, {}, {}, _kept_overhead(out))
+    results = Results(this_machine(), effort, trace is not None, {}, {}, _kept_overhead())
     # The overhead first: it wants the machine for itself, and is short.
     if "overhead" in parts:
         names = [name for name in OVERHEAD_SUBJECTS if name in subjects]
         results.overhead = await measure(effort, names)
-        (out / "overhead.json").parent.mkdir(parents=True, exist_ok=True)
-        (out / "overhead.json").write_bytes(msgspec.json.encode(results.overhead))
+        _OVERHEAD.parent.mkdir(exist_ok=True)
+        _OVERHEAD.write_bytes(msgspec.json.encode(results.overhead))
     for workload in WORKLOADS:
         if workload in parts:
             results.goodput[workload] = await goodput(workload, subjects, effort, trace, runs)
@@ -56,9 +57,9 @@ async def _run(
     say(f"wrote {out}")
 
 
-def _kept_overhead(out: Path) -> Findings | None:
-    path = out / "overhead.json"
-    return msgspec.json.decode(path.read_bytes(), type=Findings) if path.exists() else None
+def _kept_overhead() -> Findings | None:
+    """What was measured last, for a page of the other parts."""
+    return msgspec.json.decode(_OVERHEAD.read_bytes(), type=Findings) if _OVERHEAD.exists() else None
 
 
 def main() -> None:

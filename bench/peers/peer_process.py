@@ -69,7 +69,7 @@ class PeerRouter:
         """Start it and wait until it has every engine."""
         peer, place = self._peer, self._place
         argv = peer.launch(place, self._engines)
-        child = self._child = start_child(argv, peer.name, place.folder / "log", env=peer.env)
+        child = self._child = start_child(argv, peer.name, place.folder / "log")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _START_S
         async with aiohttp.ClientSession() as http:

@@ -7,7 +7,7 @@ thresholds which count requests never trigger as they come.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.peers.engines import PROFILE
@@ -52,7 +52,6 @@ class Peer:
     launch: Launch
     why: str
     ready_path: str = "/readiness"
-    env: dict[str, str] = field(default_factory=dict)
 
 
 def _common(place: Place, engines: Sequence[Engine]) -> list[str]:
