@@ -32,9 +32,9 @@ FLEET_RATE: dict[str, float] = {DUALMAP: 5.9, "sglang-router tuned": 2.9, "smg t
 class Effort:
     """How much of it."""
 
-    count: int = 800
+    count: int = 700
     """Requests of a run on the trace: its first ones."""
-    agents_s: float = 120.0
+    agents_s: float = 100.0
     """Model seconds of a run of generated requests; shorter, a queue that grows would not be seen."""
     time_scale: float = 2.0
     """Model seconds in a second; who polls on a wall clock sees news as late as that."""
@@ -45,7 +45,7 @@ class Effort:
     search: bool = True
     """One more run in the middle of where a capacity lies."""
     fleets: tuple[int, ...] = FLEETS
-    overhead_s: float = 4.0
+    overhead_s: float = 3.0
     """Length of an overhead window."""
     prompts: int = 20_000
 

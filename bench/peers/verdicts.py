@@ -67,7 +67,7 @@ def overhead_verdicts(findings: Findings) -> list[Verdict]:
         ("CPU per 8 KB request", 1.0),
         ("CPU per 48 KB request", 0.75),
         ("CPU per streamed chunk", 1.0),
-        ("p50 at 20 requests/s", 1.0),
+        ("p50 added at 20 requests/s", 1.0),
     )
     verdicts = []
     for measure, target in wanted:

@@ -238,7 +238,8 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
         ORACLE: [],
     }
     overhead = Findings(
-        figures=[Figure("CPU per 8 KB request", ROUTER, "ms", [0.3, 0.4])], doubts=["busy", "busy"]
+        figures=[Figure("CPU per 8 KB request", ROUTER, "ms", [0.3, 0.4])],
+        doubts=["a: 3 requests failed", "cores full", "cores full"],
     )
     results = Results(
         machine,
@@ -253,7 +254,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
     assert "| dualmap | 4.82 | 0.35 |" in page
     assert "| smg | <4.00 |" in page
     assert "80.0% !" in page
-    assert page.count("doubt: busy") == 1
+    assert "- a: 3 requests failed\n- 1 windows are in doubt" in page
     assert "1 of 5 runs are doubtful" in page
     assert "No trace was given" in page
     assert (tmp_path / "pictures/benchmarks-conversation.png").stat().st_size < 200_000
