@@ -50,7 +50,9 @@ async def _run(
         _OVERHEAD.write_bytes(msgspec.json.encode(results.overhead))
     for workload in WORKLOADS:
         if workload in parts:
-            results.goodput[workload] = await goodput(workload, subjects, effort, trace, runs)
+            found = await goodput(workload, subjects, effort, trace, runs)
+            if any(found.curves.values()):
+                results.goodput[workload] = found
     if "fleet" in parts:
         results.fleets = await fleets(subjects, effort, trace, runs)
     write(results, out)

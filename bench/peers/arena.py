@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
-from bench.peers.peer_process import ArenaError, PeerRouter, free_port, places
+from bench.peers.peer_process import ArenaError, PeerRouter, free_ports, places
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
@@ -136,7 +135,7 @@ def _stack_options(setup: Setup, engines: Sequence[Engine], routers: int) -> Sta
     return StackOptions(
         routers=routers,
         # Fixed, so that a router that is started again is where it was.
-        first_port=_free_ports(routers),
+        first_port=free_ports(routers),
         time_scale=setup.time_scale,
         slo_s=setup.slo_s,
         pool="peers",
@@ -162,19 +161,6 @@ async def _start_engines(setup: Setup, folder: Path) -> tuple[list[Engine], Chil
         await asyncio.sleep(0.05)
     found = json.loads(said)["engines"]
     return [Engine(one["url"], one["kv_events"], one["kv_replay"]) for one in found], child
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that nothing listens on."""
-    while True:
-        first = free_port()
-        with ExitStack() as probes:
-            try:
-                for port in range(first, first + count):
-                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
-                continue
-        return first
 
 
 async def _get(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:

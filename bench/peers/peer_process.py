@@ -2,10 +2,12 @@
 
 import asyncio
 import importlib.metadata
+import random
 import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dualmap_service.child import Child, start_child
 
 _START_S = 180.0
 _GRACE_S = 20.0
+_FIRST_PORT, _LAST_PORT = 20_000, 32_000
 _ANY = 1 << 30
 """Who does not count its engines has all that it was given."""
 
@@ -105,9 +108,20 @@ def places(folder: Path, count: int, time_scale: float) -> list[Place]:
 
 def free_port() -> int:
     """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nothing listens on; below those that clients' ends are given."""
+    while True:
+        first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
+        with ExitStack() as probes:
+            try:
+                for port in range(first, first + count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return first
 
 
 async def _try(http: aiohttp.ClientSession, url: str) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ class Runs:
         for rate in rates:
             outcome = await self.run(at(rate))
             if outcome is None:
-                break
+                continue
             found[rate] = outcome
             if outcome.within_slo_share < ENOUGH:
                 break
