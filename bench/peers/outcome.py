@@ -11,6 +11,8 @@ from dualmap_cli.load.percentiles import percentile
 
 LAG_LIMIT_S = 0.1
 """Model seconds, 2 % of the SLO: a client that sends later than that measures itself."""
+ENGINE_LAG_LIMIT_S = 0.5
+"""Model seconds by which an engine's step may end late at worst: more, and engines were slower than they say."""
 BUSY_LIMIT = 0.92
 
 
@@ -40,6 +42,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Of all cores, by whatever runs here."""
     own_share: float
     """Of all cores, by this run and its client."""
+    engine_lag_s: float = 0.0
+    """The latest end of a step of any engine."""
     moves: int = 0
     escapes: int = 0
     asked_again: int = 0
@@ -52,6 +56,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         """Why the machine may have been measured instead."""
         if self.lag_p99_s > LAG_LIMIT_S:
             return f"client late by {self.lag_p99_s * 1e3:.0f} ms (p99)"
+        if self.engine_lag_s > ENGINE_LAG_LIMIT_S:
+            return f"engines late by {self.engine_lag_s:.1f} s"
         if self.busy_share > BUSY_LIMIT:
             return f"cores {self.busy_share:.0%} busy"
         return None

@@ -92,7 +92,7 @@ def _head(results: Results) -> str:
         f"{machine.date[:10]}, {machine.cpu}, {machine.cores} cores that engines, routers, workers and client share; "
         f"load {machine.load_before:.1f} before; Linux {machine.kernel}, Python {machine.python}. "
         f"{effort.count:,} requests a run of the trace, {effort.agents_s:g} model seconds of agents; "
-        f"{effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs side by side.{_doubts(results)}"
+        f"{effort.time_scale:g} model seconds in a second, up to {effort.jobs} runs side by side."
     )
 
 
@@ -123,7 +123,9 @@ def _short(results: Results) -> str:
     curves: dict[str, Mapping[str, Sequence[Outcome]]] = {
         workload: results.goodput[workload].curves for workload in WORKLOADS if workload in results.goodput
     }
-    return markdown(capacities_table(curves, results.overhead)) if curves else ""
+    if not curves:
+        return ""
+    return markdown(capacities_table(curves, results.overhead)) + _doubts(results)
 
 
 def _verdicts(results: Results) -> list[str]:
@@ -183,5 +185,5 @@ _READING = f"""\
 - Engines stream 16 tokens a chunk (vLLM's `--stream-interval`) and have blocks of 64 tokens, for everybody, to spare
   the two cores.
 - What the engines do not answer: `/server_info`, `/model_info` and `/loads`, which are SGLang's; nor does vLLM.
-- A run whose client sent late (p99 over 0.1 s), or whose cores were over 92 % busy, is done once more, and marked `!`
-  if that is no better."""
+- A run whose client sent late (p99 over 0.1 s), whose engines were over 0.5 s late, or whose cores were over 92 % busy
+  is done once more, and marked `!` if that is no better."""

@@ -102,6 +102,7 @@ async def run_once(trial: Trial) -> Outcome:
         lag_p99_s=lags_s[int(len(lags_s) * 0.99)],
         busy_share=busy_share,
         own_share=own_share,
+        engine_lag_s=max(one["max_lag_s"] for one in after) * setup.time_scale,
         moves=sum(one.moves for one in records),
         escapes=sum(one.reason == "escape" for one in records),
         asked_again=sum(bool(one.retried) for one in records),

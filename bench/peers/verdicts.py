@@ -32,33 +32,34 @@ class Verdict(msgspec.Struct, frozen=True):
         return f"{self.what}: {self.measured:.2f}, {sign} {self.target:g}: {'met' if met else '**missed**'}"
 
 
-def best_shipping(curves: Mapping[str, Sequence[Outcome]]) -> tuple[str, float] | None:
+def best_shipping(curves: Mapping[str, Sequence[Outcome]]) -> str | None:
     """The shipping peer with the highest capacity; one whose lowest rate did not hold counts with that rate."""
     found = [
         (value, name)
         for name, outcomes in curves.items()
         if name in SHIPPING and (value := capacity(shares(outcomes))[0]) is not None
     ]
-    if not found:
-        return None
-    value, name = max(found)
-    return name, value
+    return max(found)[1] if found else None
 
 
 def goodput_verdicts(workload: str, curves: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:
     """DualMap's capacity over the best shipping peer's and over the oracle's."""
-    own = capacity(shares(curves.get(DUALMAP, ())))[0]
     best = best_shipping(curves)
-    label = f" ({best[0]})" if best else ""
+    label = f" ({best})" if best else ""
     verdicts = [
-        Verdict(
-            f"{workload}: capacity over the best shipping peer's{label}", _ratio(own, best and best[1]), 2.0
-        )
+        Verdict(f"{workload}: capacity over the best shipping peer's{label}", _over(curves, best), 2.0)
     ]
     if workload == "conversation":
-        oracle = capacity(shares(curves.get(ORACLE, ())))[0]
-        verdicts.append(Verdict(f"{workload}: capacity over the oracle's", _ratio(own, oracle), 1.05))
+        verdicts.append(Verdict(f"{workload}: capacity over the oracle's", _over(curves, ORACLE), 1.05))
     return verdicts
+
+
+def _over(curves: Mapping[str, Sequence[Outcome]], other: str | None) -> float | None:
+    """DualMap's capacity over another's, at least; None where that cannot be said."""
+    own, own_mark = capacity(shares(curves.get(DUALMAP, ())))
+    its, its_mark = capacity(shares(curves.get(other or "", ())))
+    # Ours may be more than what was run and theirs less, but not the other way round.
+    return None if own_mark == "<" or its_mark == ">=" else _ratio(own, its)
 
 
 def overhead_verdicts(findings: Findings) -> list[Verdict]:

@@ -144,7 +144,11 @@ def test_shares_of_load_and_cache() -> None:
 
 def test_a_run_that_measured_the_machine_is_doubted() -> None:
     assert outcome("smg", 1.0, 1.0).doubt is None
-    assert "late" in (outcome("smg", 1.0, 1.0, lag_s=0.2).doubt or "")
+    assert "client late" in (outcome("smg", 1.0, 1.0, lag_s=0.2).doubt or "")
+    slow = msgspec.structs.replace(outcome("smg", 1.0, 1.0), engine_lag_s=0.7)
+    assert "engines late" in (slow.doubt or "")
+    full = msgspec.structs.replace(outcome("smg", 1.0, 1.0), busy_share=0.97)
+    assert "busy" in (full.doubt or "")
 
 
 def test_verdicts_compare_with_the_best_shipping_peer() -> None:
@@ -156,11 +160,24 @@ def test_verdicts_compare_with_the_best_shipping_peer() -> None:
         "nginx": [outcome("nginx", 9.0, 1.0)],
     }
     # Both 3.0: a name has to be chosen, whichever.
-    assert best_shipping(curves) in (("sglang-router tuned", 3.0), ("smg", 3.0))
+    assert best_shipping(curves) in ("sglang-router tuned", "smg")
     peers, oracle = goodput_verdicts("conversation", curves)
     assert peers.measured == pytest.approx(7.0 / 3.0)
     assert oracle.measured == pytest.approx(7.0 / 5.0)
     assert goodput_verdicts("agents", {})[0].measured is None
+
+
+def test_a_capacity_that_was_not_enclosed_proves_nothing_in_our_favour() -> None:
+    low = [outcome(DUALMAP, 6.0, 0.7)]
+    held = [outcome("smg", 2.0, 0.95)]
+    enclosed = [*held, outcome("smg", 4.0, 0.5)]
+    assert goodput_verdicts("agents", {DUALMAP: low, "smg": enclosed})[0].measured is None
+    assert (
+        goodput_verdicts("agents", {DUALMAP: [outcome(DUALMAP, 6.0, 0.95)], "smg": held})[0].measured is None
+    )
+    found = goodput_verdicts("agents", {DUALMAP: [outcome(DUALMAP, 6.0, 0.95)], "smg": enclosed})[0].measured
+    assert found is not None
+    assert found > 2.0
 
 
 def test_losses_name_the_best_shipping_peer_at_the_same_rate() -> None:
