@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := .venv-vllm
+PEERS := sglang-router smg vllm-router dynamo
 WIRE := proto/dualmap_wire/v1
 
 .DEFAULT_GOAL := help
@@ -82,6 +83,17 @@ soak: $(READY) ## a steady load for long: is anything growing (ARGS='--minutes 3
 bench-router: $(READY) ## CPU per request and per streamed chunk, beside two plain routers
 	@$(BIN)/python -m bench.router $(ARGS)
 
+build/peers/%/.ready: requirements/peers-%.txt
+	@echo "setting up build/peers/$* (once)"
+	@$(PYTHON) -m venv build/peers/$*
+	@build/peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+peers: $(PEERS:%=build/peers/%/.ready)
+
+bench-peers: $(READY) peers ## docs/benchmarks.md anew: DualMap beside other routers, live (TRACE=conversation.jsonl; QUICK=1, FULL=1)
+	@$(BIN)/python -m bench.peers --trace "$(TRACE)" $(if $(QUICK),--quick,$(if $(FULL),--full) --out docs) $(ARGS)
+
 bench-policies: $(READY) ## docs/results.md anew: every policy on every workload (TRACE=conversation.jsonl, QUICK=1)
 	@$(BIN)/python -m bench.policies --trace "$(TRACE)" $(if $(QUICK),--quick) $(ARGS)
 
@@ -115,4 +127,4 @@ audit: build/audit/.ready ## an SBOM in build/, and known vulnerabilities in wha
 clean: ## remove what make made
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-.PHONY: help setup demo up test fuzz check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router bench-policies bench-fidelity bench-newcomer screenshots profile-vllm lock audit clean
+.PHONY: help setup demo up test fuzz check proto check-proto test-vllm test-compose test-chaos test-chaos-long soak bench-router peers bench-peers bench-policies bench-fidelity bench-newcomer screenshots profile-vllm lock audit clean

@@ -81,7 +81,7 @@ class Findings(msgspec.Struct):
             )
 
 
-async def _loaded(
+async def loaded(
     bench: Bench,
     subject: Subject,
     effort: Effort,
@@ -122,7 +122,7 @@ async def whole_answers(bench: Bench, effort: Effort, findings: Findings) -> Non
                     )
 
                 before = await _scrape(bench)
-                result, used_s = await _loaded(bench, subject, effort, spec)
+                result, used_s = await loaded(bench, subject, effort, spec)
                 if repeat < 0:
                     continue  # the warm-up
                 findings.take(f"{measure}, {subject.name}", result, RATE)
@@ -159,7 +159,7 @@ async def streamed_answers(bench: Bench, effort: Effort, findings: Findings) -> 
                     max_tokens=tokens,
                 )
 
-            result, used_s = await _loaded(bench, subject, effort, spec)
+            result, used_s = await loaded(bench, subject, effort, spec)
             findings.take(f"CPU per chunk, {subject.name}", result, STREAMS * CHUNKS_PER_S)
             findings.add("CPU per streamed chunk", subject.name, "us", used_s / max(result.events, 1) * 1e6)
 

@@ -8,7 +8,8 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-_DROP = frozenset(("host", "content-length", "transfer-encoding", "connection", "date", "server"))
+DROP = frozenset(("host", "content-length", "transfer-encoding", "connection", "date", "server"))
+"""Headers of one hop."""
 
 
 class Proxy:
@@ -21,10 +22,10 @@ class Proxy:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request."""
         body = await request.read()
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _DROP}
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in DROP}
         url = self._engine + request.path_qs
         async with self._http.request(request.method, url, data=body, headers=headers) as answer:
-            headers = {name: value for name, value in answer.headers.items() if name.lower() not in _DROP}
+            headers = {name: value for name, value in answer.headers.items() if name.lower() not in DROP}
             if answer.content_type != "text/event-stream":
                 return web.Response(status=answer.status, body=await answer.read(), headers=headers)
             response = web.StreamResponse(status=answer.status, headers=headers)

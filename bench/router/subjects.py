@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 
+from bench.peers.peer_process import PeerRouter, places
+from bench.peers.peers import PEERS, Engine
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import start_child
 
-ROUTER, PROXY, PLAIN = "router", "proxy", "plain"
+ROUTER, PROXY, PLAIN, DIRECT = "router", "proxy", "plain", "direct"
 LABELS = {
     ROUTER: "DualMap router",
     PROXY: "(a) aiohttp reverse proxy to one engine, no decision",
@@ -34,16 +36,38 @@ class Bench:
 
 
 @asynccontextmanager
-async def running(time_scale: float, engine_flags: Sequence[str], workers: int = 2) -> AsyncIterator[Bench]:
-    """One router, `workers` instances with simulated engines, a rebalancer, and what is compared with."""
+async def running(
+    time_scale: float, engine_flags: Sequence[str], workers: int = 2, peers: Sequence[str] = ()
+) -> AsyncIterator[Bench]:
+    """One router, `workers` instances with simulated engines, a rebalancer, and what is compared with.
+
+    That is the plain arrangements, or in their place other routers, by name, and an engine without any router.
+    """
     options = StackOptions(routers=1, workers=workers, time_scale=time_scale, engine_flags=engine_flags)
-    async with Stack(options) as stack:
+    async with Stack(options) as stack, AsyncExitStack() as exits:
+        if peers:
+            yield Bench(stack, await _peers(stack, exits, peers))
+            return
         try:
             yield Bench(stack, await _subjects(stack))
         finally:
             for name in (PROXY, PLAIN):
                 if name in stack.children:
                     await stack.children[name].stop()
+
+
+async def _peers(stack: Stack, exits: AsyncExitStack, names: Sequence[str]) -> dict[str, Subject]:
+    engines = [Engine(url, *stack.kv_urls[url]) for url in stack.engine_urls]
+    subjects = {
+        ROUTER: Subject(ROUTER, stack.router_urls[0], stack.children["router-1"].pid),
+        DIRECT: Subject(DIRECT, engines[0].url, stack.children["engine-1"].pid),
+    }
+    for name, place in zip(names, places(stack.logs / "peers", len(names), 1.0), strict=True):
+        router = PeerRouter(PEERS[name], engines, replace(place, mesh_peers=()))
+        exits.push_async_callback(router.stop)
+        await router.start()
+        subjects[name] = Subject(name, router.url, router.pid)
+    return subjects
 
 
 async def _subjects(stack: Stack) -> dict[str, Subject]:

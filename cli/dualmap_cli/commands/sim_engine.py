@@ -36,6 +36,7 @@ from dualmap_sim.engine import (
 @click.option("--max-model-len", type=int, help="Longest prompt plus output, in tokens.")
 @click.option("--max-num-seqs", type=int, help="Sequences that run at once.")
 @click.option("--max-num-batched-tokens", type=int, help="Tokens per step.")
+@click.option("--stream-interval", type=int, help="Tokens to a chunk of a stream, after its first.")
 @click.option("--time-scale", type=float, help="Model seconds per wall second.")
 @click.option("--jitter", type=float, help="Share by which a step's time varies, 0 to 1.")
 @click.option("--seed", type=int, help="Seed of the jitter and of the faults.")
@@ -57,6 +58,7 @@ def sim_engine(
     max_model_len: int | None,
     max_num_seqs: int | None,
     max_num_batched_tokens: int | None,
+    stream_interval: int | None,
     time_scale: float | None,
     jitter: float | None,
     seed: int | None,
@@ -72,6 +74,7 @@ def sim_engine(
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            stream_interval=stream_interval,
             time_scale=time_scale,
             jitter=jitter,
             seed=seed,

@@ -33,6 +33,8 @@ class EngineProfile:
     num_kv_blocks: int = 26_880
     block_size: int = 16
     max_model_len: int = 163_840
+    stream_interval: int = 1
+    """Tokens to a chunk of a stream after its first, as vLLM's flag of that name."""
     time_scale: float = 1.0
     seed: int = 0
     jitter: float = 0.0
@@ -42,7 +44,13 @@ class EngineProfile:
             value = getattr(self, field.name)
             if not isinstance(value, str) and value < 0:
                 raise EngineConfigError(f"{field.name} must not be negative, got {value}")
-        for name in ("max_num_batched_tokens", "max_num_partial_prefills", "max_num_seqs", "num_kv_blocks"):
+        for name in (
+            "max_num_batched_tokens",
+            "max_num_partial_prefills",
+            "max_num_seqs",
+            "num_kv_blocks",
+            "stream_interval",
+        ):
             if getattr(self, name) < 1:
                 raise EngineConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.block_size < 1 or self.max_model_len < 1:
@@ -101,6 +109,10 @@ PROFILES: dict[str, EngineProfile] = {
         ),
         EngineProfile(
             name="paper-14b", prefill_request_s=0.0, prefill_s_per_token=127e-6, prefill_s_per_token2=0.0
+        ),
+        # 10,000 prompt tokens a second, however long the prompt: the engines of the comparison with other routers.
+        EngineProfile(
+            name="linear", prefill_request_s=0.0, prefill_s_per_token=100e-6, prefill_s_per_token2=0.0
         ),
         # For tests of everything around the engine: a thousand tokens take a few milliseconds.
         EngineProfile(

@@ -86,7 +86,10 @@ class Generation:
         if finish is not None:
             self._finish[choice] = finish
             self._engine.latency.observe(now_s - self._opened_s)
-        self._changed.set()
+        # As vLLM: the first token at once, then every so many, and the last.
+        produced, interval = self.produced[choice], self._engine.profile.stream_interval
+        if finish is not None or produced == 1 or produced % interval == 0:
+            self._changed.set()
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """What is new, as it comes; a slow reader gets several tokens at once."""

@@ -7,6 +7,7 @@ from aiohttp import web
 from dualmap_sim.engine.admin_api import AdminApi
 from dualmap_sim.engine.generation_api import GenerationApi
 from dualmap_sim.engine.realtime import SimEngine
+from dualmap_sim.engine.render_api import RenderApi
 from dualmap_sim.engine.responses_api import ResponsesApi
 from dualmap_sim.engine.service_api import ServiceApi
 from dualmap_sim.engine.transport import api_errors
@@ -20,6 +21,7 @@ def make_app(engine: SimEngine, crash: Callable[[], None]) -> web.Application:
     generation = GenerationApi(engine)
     app.add_routes(generation.routes())
     app.add_routes(ResponsesApi(engine, generation).routes())
+    app.add_routes(RenderApi(engine, generation).routes())
     app.add_routes(ServiceApi(engine, generation).routes())
     app.add_routes(AdminApi(engine, crash).routes())
     return app

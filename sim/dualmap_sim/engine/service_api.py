@@ -13,6 +13,7 @@ from dualmap_sim.engine.generation_api import GenerationApi
 from dualmap_sim.engine.metrics import exposition, metrics_registry
 from dualmap_sim.engine.protocol import decode_body
 from dualmap_sim.engine.realtime import SimEngine
+from dualmap_sim.engine.render_api import token_ids_json
 from dualmap_sim.engine.replies import usage
 from dualmap_sim.engine.text import BYTES_PER_TOKEN, decode, encode, from_token_ids, token_ids
 from dualmap_sim.engine.transport import json_reply, request_id_of
@@ -105,10 +106,17 @@ class ServiceApi:
             text = completion_prompt(body.prompt)
         else:
             raise validation_error("Field required: prompt", "body.prompt")
-        ids = token_ids(encode(text))
+        tokens = encode(text)
+        ids = token_ids(tokens) if body.return_token_strs else ()
         strings = [decode(from_token_ids([token])) for token in ids] if body.return_token_strs else None
-        limit = self._engine.profile.context_limit_tokens
-        return json_reply({"count": len(ids), "max_model_len": limit, "tokens": ids, "token_strs": strings})
+        return json_reply(
+            {
+                "count": len(tokens) // BYTES_PER_TOKEN,
+                "max_model_len": self._engine.profile.context_limit_tokens,
+                "tokens": token_ids_json(tokens),
+                "token_strs": strings,
+            }
+        )
 
     async def detokenize(self, http: web.Request) -> web.Response:
         """POST /detokenize."""

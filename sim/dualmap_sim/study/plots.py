@@ -5,7 +5,7 @@ palette, which the colour-blind can tell apart, and a line style of their own; w
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -47,7 +47,8 @@ def ttft_plot(title: str, runs: Sequence[Run]) -> bytes:
     """The distribution of TTFT, a line per policy; `runs` has one run of each."""
 
     def draw(axes: Any) -> None:
-        styles = _styles(runs)
+        names = _names(runs)
+        styles = _styles(names)
         for run in reversed(runs):
             curve = run.result.ttft_curve_s
             served = 1.0 - run.result.unserved / max(run.result.num_requests, 1)
@@ -60,28 +61,33 @@ def ttft_plot(title: str, runs: Sequence[Run]) -> bytes:
         axes.set_ylim(0.0, 1.0)
         axes.set_xlabel("time to first token, s")
         axes.set_ylabel("share of requests")
-        _legend(axes, runs)
+        _legend(axes, names)
 
     return _png(title, draw)
 
 
 def attainment_plot(title: str, runs: Sequence[Run], share: float) -> bytes:
     """The share within SLO against the rate, a line per policy."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        point = (run.task.rate_req_s, run.result.within_slo_share)
+        curves.setdefault(run.task.subject.name, []).append(point)
+    return curves_plot(title, curves, share)
+
+
+def curves_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], share: float) -> bytes:
+    """(rate, share within SLO) of each name, as lines, and a line at the share that is aimed at."""
 
     def draw(axes: Any) -> None:
-        styles = _styles(runs)
-        for name in reversed(_names(runs)):
-            points = sorted(
-                (run.task.rate_req_s, run.result.within_slo_share)
-                for run in runs
-                if run.task.subject.name == name
-            )
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **styles[name])
+        names = _ours_first(curves)
+        styles = _styles(names)
+        for name in reversed(names):
+            axes.plot(*zip(*sorted(curves[name]), strict=True), marker="o", markersize=3, **styles[name])
         axes.axhline(share, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_ylim(0.0, 1.02)
         axes.set_xlabel("requests per second")
         axes.set_ylabel("share within SLO")
-        _legend(axes, runs)
+        _legend(axes, names)
 
     return _png(title, draw)
 
@@ -136,12 +142,14 @@ def _png(title: str, draw: Callable[[Any], None], rows: int = 0) -> bytes:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    names = list(dict.fromkeys(run.task.subject.name for run in runs))
-    return sorted(names, key=lambda name: name != DEFAULT_POLICY)
+    return _ours_first(run.task.subject.name for run in runs)
 
 
-def _styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    names = _names(runs)
+def _ours_first(names: Iterable[str]) -> list[str]:
+    return sorted(dict.fromkeys(names), key=lambda name: name != DEFAULT_POLICY)
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     styles: dict[str, dict[str, Any]] = {}
     free = list(zip(_OTHERS, _STYLES, strict=True))
     for name in names:
@@ -157,9 +165,9 @@ def _styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _legend(axes: Any, runs: Sequence[Run]) -> None:
+def _legend(axes: Any, names: Sequence[str]) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    order = {name: place for place, name in enumerate(_names(runs))}
+    order = {name: place for place, name in enumerate(names)}
     pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: order[pair[1]])
     axes.legend(*zip(*pairs, strict=True), loc="center left", bbox_to_anchor=(1.01, 0.5))
 

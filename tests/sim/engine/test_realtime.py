@@ -27,6 +27,23 @@ async def test_wall_time_is_model_time_over_the_scale_and_does_not_drift(time_sc
     assert took_s < model_s / time_scale + 0.5
 
 
+@pytest.mark.parametrize(("interval", "chunks"), [(1, 10), (4, 4), (16, 2)])
+async def test_a_stream_has_its_first_token_at_once_and_then_so_many_a_chunk(
+    interval: int, chunks: int
+) -> None:
+    # Slow enough that no two tokens meet by chance.
+    profile = EngineProfile(stream_interval=interval, time_scale=0.5)
+    body = {"prompt": "tick", "max_tokens": 10, "stream": True}
+    async with (
+        await start_engines([EngineSpec(profile, kv_events=False)]) as host,
+        aiohttp.ClientSession(host.addresses[0].url) as http,
+        http.post("/v1/completions", json=body) as reply,
+    ):
+        events = [line for line in (await reply.text()).split("\n\n") if '"text"' in line]
+    # Of 4 tokens a chunk: 1, 4, 8, and the end.
+    assert len(events) == chunks
+
+
 async def test_engines_of_one_process_are_apart() -> None:
     specs = [
         EngineSpec(EngineProfile(time_scale=100), model=f"m{index}", kv_events=False) for index in range(3)

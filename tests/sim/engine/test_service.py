@@ -69,6 +69,19 @@ async def test_tokenize_and_back(http: aiohttp.ClientSession) -> None:
         assert (await reply.json())["prompt"] == text
 
 
+async def test_rendering_says_what_the_engine_would_run(http: aiohttp.ClientSession) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    async with http.post("/tokenize", json={"messages": messages}) as reply:
+        ids = (await reply.json())["tokens"]
+    async with http.post("/v1/chat/completions/render", json={"messages": messages}) as reply:
+        rendered = await reply.json()
+    assert (rendered["token_ids"], rendered["model"]) == (ids, "sim-model")
+    async with http.post("/v1/completions/render", json={"prompt": ids}) as reply:
+        assert [one["token_ids"] for one in await reply.json()] == [ids]
+    async with http.post("/v1/chat/completions/render", json={"messages": []}) as reply:
+        assert reply.status == 400
+
+
 async def test_embeddings_depend_on_the_input_alone(client: AsyncOpenAI) -> None:
     async def embed(text: list[str]) -> list[list[float]]:
         reply = await client.embeddings.create(model="sim-model", input=text, encoding_format="float")

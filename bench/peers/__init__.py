@@ -1,0 +1,1 @@
+"""DualMap beside the routers that people use, live: the same engines, requests and seeds for each."""

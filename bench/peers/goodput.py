@@ -1,0 +1,75 @@
+"""Goodput and fleets: which trials, and what they gave."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from bench.peers.arena import DUALMAP
+from bench.peers.config import FIRST_RATE, FLEET_RATE, FLEET_SUBJECTS, RATES, SLO_S, Effort
+from bench.peers.outcome import Outcome
+from bench.peers.run import Trial
+from bench.peers.schedule import Runs
+
+_CHANGING = 4
+"""Routers of the fleet of which half go and come back."""
+
+
+class Goodput(NamedTuple):
+    """A workload's runs, by subject, each at rising rates."""
+
+    workload: str
+    curves: dict[str, list[Outcome]]
+
+
+def trial(subject: str, workload: str, rate_req_s: float, effort: Effort, trace: str | None) -> Trial:
+    """A subject at a rate."""
+    return Trial(
+        subject=subject,
+        workload=workload,
+        rate_req_s=rate_req_s,
+        count=effort.requests(workload, rate_req_s),
+        trace=trace if workload == "conversation" else None,
+        time_scale=effort.time_scale,
+        slo_s=SLO_S,
+    )
+
+
+async def goodput(
+    workload: str, subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
+) -> Goodput:
+    """Every subject's curve; subjects run side by side as far as there is room."""
+
+    async def curve(subject: str) -> list[Outcome]:
+        rates = _rates(subject, workload)[: effort.num_rates]
+        return await runs.curve(
+            lambda rate: trial(subject, workload, rate, effort, trace), rates, effort.search
+        )
+
+    curves = await asyncio.gather(*(curve(subject) for subject in subjects))
+    return Goodput(workload, dict(zip(subjects, curves, strict=True)))
+
+
+def _rates(subject: str, workload: str) -> list[float]:
+    first = FIRST_RATE.get((workload, subject), 0.0)
+    return [rate for rate in RATES[workload] if rate >= first]
+
+
+async def fleets(
+    subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
+) -> dict[str, list[Outcome]]:
+    """More and more routers in front of the same engines, and for DualMap a fleet that changes under load."""
+    found: dict[str, list[Outcome]] = {}
+    for subject in (name for name in FLEET_SUBJECTS if name in subjects):
+        base = trial(subject, "conversation", FLEET_RATE[subject], effort, trace)
+        trials = [
+            msgspec.structs.replace(base, routers=number)
+            for number in effort.fleets
+            if subject == DUALMAP or number <= 4
+        ]
+        if max(effort.fleets) >= _CHANGING:
+            trials.append(msgspec.structs.replace(trials[0], routers=_CHANGING, changes=True))
+        outcomes = await asyncio.gather(*(runs.run(one) for one in trials))
+        found[subject] = [one for one in outcomes if one is not None]
+    return found
