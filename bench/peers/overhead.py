@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from bench.peers.config import Effort
 from bench.router.client import Result, Spec, load
 from bench.router.clocks import cpu_s, rss_bytes
-from bench.router.measures import CHUNKS_PER_S, Findings, loaded
 from bench.router.measures import Effort as WindowEffort
+from bench.router.measures import Findings, loaded, streamed_answers
 from bench.router.subjects import DIRECT, ROUTER, Bench, Subject, running
 
-RATE, LOW_RATE, STREAMS = 150.0, 20.0, 48
+RATE, LOW_RATE = 150.0, 20.0
 ADDED = "p50 added at 20 requests/s"
 """To that of an engine without a router."""
 SIZES = (1024, 8192, 49152)
@@ -35,7 +35,7 @@ async def measure(effort: Effort, names: Sequence[str], repeats: int = 2) -> Fin
         await _at_most(bench, findings, effort)
         await _memory(bench, findings, effort.prompts)
     async with running(_PACED, _FLAGS, peers=names) as bench:
-        await _streams(bench, windows, findings)
+        await streamed_answers(bench, windows, findings, _routers(bench))
     return findings
 
 
@@ -123,28 +123,6 @@ async def _memory(bench: Bench, findings: Findings, prompts: int) -> None:
         after = rss_bytes(subject.pid)
         findings.add(f"memory after {prompts:,} distinct prompts", subject.name, "MB", after / 1e6)
         findings.add("... of it since before them", subject.name, "MB", (after - before) / 1e6)
-
-
-async def _streams(bench: Bench, effort: WindowEffort, findings: Findings) -> None:
-    for repeat in range(effort.repeats):
-        for number, subject in enumerate(_routers(bench)):
-
-            def spec(to: Subject, first: int = _first(4, repeat, number)) -> Spec:
-                return Spec(
-                    url=to.url,
-                    watch={to.name: to.pid},
-                    mode="streams",
-                    connections=STREAMS,
-                    warm_s=1.0,
-                    window_s=effort.window_s,
-                    first=first,
-                    body_bytes=1024,
-                    max_tokens=int((effort.window_s + 60.0) * CHUNKS_PER_S),
-                )
-
-            result, used_s = await loaded(bench, subject, effort, spec)
-            _note(findings, f"CPU per chunk, {subject.name}", result)
-            findings.add("CPU per streamed chunk", subject.name, "us", used_s / max(result.events, 1) * 1e6)
 
 
 def _routers(bench: Bench) -> list[Subject]:

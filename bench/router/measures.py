@@ -2,7 +2,7 @@
 
 import asyncio
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import aiohttp
 import msgspec
@@ -140,11 +140,13 @@ async def whole_answers(bench: Bench, effort: Effort, findings: Findings) -> Non
                         findings.add(f"decision {name}, {prompts} prompts", ROUTER, "ms", value * 1e3)
 
 
-async def streamed_answers(bench: Bench, effort: Effort, findings: Findings) -> None:
-    """CPU per streamed chunk."""
+async def streamed_answers(
+    bench: Bench, effort: Effort, findings: Findings, subjects: Sequence[Subject] = ()
+) -> None:
+    """CPU per streamed chunk, of all subjects unless some are given."""
     tokens = int((effort.window_s + 60.0) * CHUNKS_PER_S)
     for repeat in range(effort.repeats):
-        for subject in bench.subjects.values():
+        for subject in subjects or tuple(bench.subjects.values()):
 
             def spec(to: Subject, number: int = repeat) -> Spec:
                 return Spec(
