@@ -11,7 +11,7 @@ from statistics import fmean
 
 import psutil
 
-from dualmap_cli.load import LoadOptions, LoadReport, Slo, run_load
+from dualmap_cli.load import LoadOptions, LoadResult, Slo, run_load
 from dualmap_sim.workloads import TimedRequest, Traffic, make_workload
 from dualmap_wire.redis_keys import PoolKeys
 
@@ -83,7 +83,7 @@ def workloads(rate_req_s: float, seconds: float) -> list[tuple[list[TimedRequest
     return [(chats, True), (rare, True), (wholes, False)]
 
 
-async def load(world: World, rate_req_s: float, seconds: float) -> list[LoadReport]:
+async def load(world: World, rate_req_s: float, seconds: float) -> list[LoadResult]:
     """Send it all and check every text."""
 
     def options(stream: bool) -> LoadOptions:
@@ -99,7 +99,7 @@ async def load(world: World, rate_req_s: float, seconds: float) -> list[LoadRepo
         run_load(requests, world.router_urls, options(stream))
         for requests, stream in workloads(rate_req_s, seconds)
     )
-    return [result.report for result in await asyncio.gather(*runs)]
+    return await asyncio.gather(*runs)
 
 
 async def soak(minutes: float, rate_req_s: float, every_s: float) -> bool:
@@ -119,12 +119,15 @@ async def soak(minutes: float, rate_req_s: float, every_s: float) -> bool:
             await sample(world, series, time.monotonic() - began_s)
             await asyncio.wait((running,), timeout=every_s)
         busy = psutil.cpu_percent()
-        reports = await running
+        results = await running
         left = await settle(world, before)
+    reports = [result.report for result in results]
     sent, answered = sum(r.sent for r in reports), sum(r.answered for r in reports)
     duplicates = sum(r.duplicates for r in reports)
     print(f"{minutes:g} minutes, {rate_req_s:g} requests/s, machine {busy:.0f} % busy")
     print(f"sent {sent}, answered right and once {answered - duplicates}, left {left or 'nothing'}\n")
+    for record in (record for result in results for record in result.records if not record.ok):
+        print(f"  at {record.due_s:.1f} s {record.request_id}: {record.error} {record.detail or ''}")
     return print_table(series) and sent == answered and not duplicates and not left
 
 
