@@ -61,6 +61,11 @@ def settings_options(
     return decorate
 
 
+def as_arguments(settings: Mapping[str, object]) -> list[str]:
+    """The flags that give a service these settings."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
 def prepare(kind: type[T], service: str, flags: Flags) -> T:
     """Settings from environment and flags, with logs set up; BadSettings for what has no meaning."""
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from dualmap_cli.settings_options import as_arguments
 from dualmap_service.access import AccessSettings
 from dualmap_service.child import Child, start_child
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -238,7 +239,7 @@ class Stack:
         }
         if options.trace_endpoint:
             common |= {"trace_endpoint": options.trace_endpoint, "trace_share": 1.0}
-        return [f"--{name.replace('_', '-')}={value}" for name, value in {**common, **flags}.items()]
+        return as_arguments({**common, **flags})
 
     # Waiting
 

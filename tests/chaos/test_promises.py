@@ -210,14 +210,8 @@ async def test_10_wall_clocks_that_are_set_change_nothing(world: World, ahead_s:
     parts = (*world.workers, *world.routers, *world.rebalancers)
     lanes = [[Planned(1.0, 8.0, Steps(part))] for part in parts]
     lanes.append([Planned(2.0, 2.0, faults.KillEngine("engine-1"))])
-    began = len(_logged(world, "registry.name_taken"))
+    began = len(world.logged("registry.name_taken"))
     outcome = await run_trial(world, lanes, 9.0, mix=Mix(chats=4, wholes=2, longs=1))
     outcome.check()
     assert not any(record.retried for record in outcome.records)
-    assert len(_logged(world, "registry.name_taken")) == began
-
-
-def _logged(world: World, event: str) -> list[str]:
-    """What the parts that run now have said of it."""
-    logs = [child.log for child in world.children.values() if child.log is not None]
-    return [line for log in logs for line in log.read_text(errors="replace").splitlines() if event in line]
+    assert len(world.logged("registry.name_taken")) == began

@@ -151,21 +151,11 @@ async def run_trial(
     outcome = Outcome(records, sorted(happened, key=lambda one: one.from_s))
     outcome.cpu_share = psutil.cpu_percent() / 100
     wrong = [*outcome.lost, *outcome.wrong, *(record for _, record in outcome.unexcused)]
-    outcome.said = {record.request_id: _said(world, record.request_id) for record in wrong}
+    outcome.said = {record.request_id: world.logged(record.request_id) for record in wrong}
     await world.whole()
     outcome.left = await settle(world, before)
     outcome.doubled = await _doubled(world, outcome)
     return outcome
-
-
-def _said(world: World, request_id: str) -> list[str]:
-    logs = [(name, child.log) for name, child in world.children.items() if child.log is not None]
-    return [
-        f"{name}: {line}"
-        for name, log in logs
-        for line in log.read_text(errors="replace").splitlines()
-        if request_id in line
-    ]
 
 
 async def _run_lane(world: World, lane: Lane, happened: list[Happened], started_s: float) -> None:

@@ -208,6 +208,16 @@ class World(Stack):
         stats: dict[str, Any] = msgspec.json.decode(page)
         return stats
 
+    def logged(self, what: str) -> list[str]:
+        """The lines of the parts that run now in whose logs this stands, each behind its part's name."""
+        logs = [(name, child.log) for name, child in self.children.items() if child.log is not None]
+        return [
+            f"{name}: {line}"
+            for name, log in logs
+            for line in log.read_text(errors="replace").splitlines()
+            if what in line
+        ]
+
     async def whole(self, timeout_s: float = WHOLE_S) -> None:
         """Wait until every part is there, reaches all others, and the store decides."""
         for name, child in self.children.items():

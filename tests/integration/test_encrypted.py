@@ -14,6 +14,7 @@ import pytest
 from openai import APIConnectionError, AsyncOpenAI, DefaultAsyncHttpxClient
 from zmq.auth import create_certificates
 
+from dualmap_cli.settings_options import as_arguments
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_sim.engine.canonical import chat_prompt
 from dualmap_sim.engine.text import expected_text
@@ -64,7 +65,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 async def run(stack: Stack, *command: str, **flags: object) -> tuple[int | None, str]:
     """(status, what it says) of an operator's command."""
     shared = {"redis_url": stack.redis_url, "pool": stack.options.pool, **stack.options.shared_flags, **flags}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in shared.items()]
+    given = as_arguments(shared)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "dualmap_cli", *command, *given,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,

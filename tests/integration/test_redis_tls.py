@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from dualmap_cli.settings_options import as_arguments
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.access import AccessSettings
 from dualmap_service.credentials import PemFiles
@@ -106,7 +107,7 @@ async def test_each_service_with_its_own_user(tls_redis: TlsRedis) -> None:
 
 async def _operator_commands(stack: Stack, tls_redis: TlsRedis) -> None:
     flags = {"redis_url": tls_redis.url("dualmap-operator"), "pool": stack.options.pool, **tls_redis.client}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    given = as_arguments(flags)
     for command in (["doctor", "--json"], ["plan", "add", "worker-9", "--json"]):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "dualmap_cli", *command, *given,

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from dualmap_cli.settings_options import Flags, prepare, run_and_exit, settings_options
+from dualmap_cli.settings_options import Flags, as_arguments, prepare, run_and_exit, settings_options
 from dualmap_router.settings import RouterSettings
 
 
@@ -34,5 +34,4 @@ def _one_of(settings: RouterSettings, flags: Flags, number: int) -> list[str]:
         "router_id": f"{name}-{number}",
         "own_port": str((settings.own_port or settings.port + 1) + number - 1),
     }
-    argv = [f"--{field.replace('_', '-')}={value}" for field, value in {**flags, **own}.items()]
-    return [sys.executable, "-m", "dualmap_cli", "router", *argv]
+    return [sys.executable, "-m", "dualmap_cli", "router", *as_arguments({**flags, **own})]

@@ -10,6 +10,7 @@ start would find the same: a port that is taken, a setting that has no meaning.
 
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -25,7 +26,6 @@ _PAUSE_S = 0.5
 _MAX_PAUSE_S = 10.0
 _STEADY_S = 60.0
 """One that ran for so long starts again as if for the first time."""
-_TICK_S = 0.2
 _KILL_S = 10.0
 """What a process may take to end beside its draining."""
 
@@ -63,8 +63,7 @@ class Processes:
             child = start_child(self._command(number), f"router-{number}", output=sys.stderr.fileno())
             self._children[number] = child
             log.info("router.process_started", extra={"number": number, "pid": child.pid})
-            while (status := await child.wait(_TICK_S)) is None:
-                pass
+            status = await child.wait(math.inf)
             if status in _CANNOT_RUN:
                 raise ServiceFailedError(f"router process {number} cannot run: it has said why")
             if loop.time() - started_s > _STEADY_S:
