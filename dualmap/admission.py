@@ -12,6 +12,7 @@ A long one that is late starts alone: beside others it would fill their step, an
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dualmap.arrivals import Arrivals
 from dualmap.job import Job
 from dualmap.preempt import (
     Line,
@@ -72,6 +73,7 @@ class Admission:
         self._max_running = max_running
         self._hold_kv_use = hold_kv_use
         self.queue: dict[str, Job] = {}
+        self._arrivals = Arrivals()
         self.line: list[Job] = []
         self.running: set[str] = set()
         self.load = EngineLoad()
@@ -161,11 +163,18 @@ class Admission:
 
     def add(self, job: Job) -> None:
         """A request arrives."""
-        self.queue[job.request_id] = job
+        self._wait(job)
 
     def take(self, request_id: str) -> Job | None:
         """Take a request off the queue, if it still waits."""
-        return self.queue.pop(request_id, None)
+        job = self.queue.pop(request_id, None)
+        if job is not None:
+            self._arrivals.remove(job)
+        return job
+
+    def _wait(self, job: Job) -> None:
+        self.queue[job.request_id] = job
+        self._arrivals.add(job)
 
     def admit(self, now_s: float) -> float | None:
         """Start what may start, stop what gives way to it.
@@ -183,7 +192,7 @@ class Admission:
             job = self._next(now_s, speed, ahead_s)
             if job is None:
                 break
-            del self.queue[job.request_id]
+            self.take(job.request_id)
             job.started_s = now_s
             self.line.append(job)
             self.running.add(job.request_id)
@@ -197,20 +206,39 @@ class Admission:
             if not self.line or only.own_s(speed) <= ahead_s:
                 self._charge([only.queued(only.own_s(speed))], now_s)
                 return only
-        entries = self._ordered(now_s, speed)
-        first = entries[0]
-        if self.line and self._starts_alone(first, ahead_s):
+        waiting, feasible = self._first(now_s, speed)
+        first = waiting[0]
+        if self.line and self._starts_alone(first, feasible, ahead_s):
             return None
-        self._charge([entry.request for entry in entries], now_s)
-        return self.queue[first.request.request_id]
+        self._charge(waiting, now_s)
+        return self.queue[first.request_id]
+
+    def _first(self, now_s: float, speed: PrefillSpeed) -> tuple[list[QueuedRequest], bool]:
+        """Who is next, before all others whom a charge has to know of, and whether that one can be in time."""
+        line = self._in_line(now_s, speed)
+        pick = discipline(self._rule).first
+        if pick is None or line.giving_way or not self._arrivals.alike:
+            entries = self._ordered(now_s, speed)
+            return [entry.request for entry in entries], entries[0].feasible
+        ready_s = now_s + line.blocking_s
+        oldest, in_time = self._arrivals.oldest(), self._arrivals.oldest_in_time(now_s, ready_s, speed)
+        first = pick(
+            oldest.queued(oldest.own_s(speed)),
+            None if in_time is None else in_time.queued(in_time.own_s(speed)),
+            now_s, ready_s, self._rule, self.deficits,
+        )  # fmt: skip
+        feasible = first.is_in_time(ready_s)
+        # Late work is owed to nobody if nobody else could be in time.
+        other = None if feasible else self._arrivals.oldest_in_time(now_s, now_s, speed)
+        return [first, *(() if other is None else (other.queued(other.own_s(speed)),))], feasible
 
     def _charge(self, waiting: list[QueuedRequest], now_s: float) -> None:
         """The first of those that wait starts."""
         self.deficits = charge(self.deficits, waiting[0], waiting, now_s, self._rule)
 
-    def _starts_alone(self, entry: Ordered, ahead_s: float) -> bool:
+    def _starts_alone(self, first: QueuedRequest, feasible: bool, ahead_s: float) -> bool:
         late_last = discipline(self._rule).puts_late_last
-        return late_last and not entry.feasible and entry.request.own_s > ahead_s
+        return late_last and not feasible and first.own_s > ahead_s
 
     def _preempt(self, now_s: float, speed: PrefillSpeed) -> float | None:
         """Stop the head of the line if it is to give way; or tell in how many seconds it will be."""
@@ -241,7 +269,7 @@ class Admission:
         job.started_s, job.stopping = None, False
         job.preemptions += 1
         self.preemptions += 1
-        self.queue[job.request_id] = job
+        self._wait(job)
 
     def _give_back(self, job: Job, now_s: float) -> None:
         """Its tenant has back what it was charged for and not served, without the step that the engine ends."""

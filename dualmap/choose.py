@@ -70,7 +70,7 @@ def within_bound(
     if decision.chosen.wait_s <= max_wait_s:
         return decision
     scored = (estimate(request, view, rule) for view in pool)
-    best = min((e for e in scored if e.wait_s <= max_wait_s), key=lambda e: e.score, default=None)
+    best = min((e for e in scored if e.wait_s <= max_wait_s), key=lambda e: e.rank, default=None)
     return None if best is None else Decision(best, decision.chosen, reason=Reason.ESCAPE)
 
 
@@ -139,7 +139,7 @@ def _near(chosen: Estimate, scored: Sequence[Estimate]) -> Decision:
     """A decision for a candidate, with what made the difference as its reason; the best other one backs it up."""
     if len(scored) == 1:
         return Decision(chosen, None, reason=Reason.ONLY)
-    other = min((e for e in scored if e is not chosen), key=lambda e: e.score)
+    other = min((e for e in scored if e is not chosen), key=lambda e: e.rank)
     reason = Reason.AFFINITY if chosen.owned_chunks > other.owned_chunks else Reason.LOAD
     return Decision(chosen, other, reason=reason)
 

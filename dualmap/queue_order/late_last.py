@@ -41,6 +41,19 @@ def _serve(
     return served
 
 
+def _first(
+    oldest: QueuedRequest,
+    oldest_in_time: QueuedRequest | None,
+    now_s: float,
+    ready_s: float,
+    rule: OrderRule,
+    deficits: Deficits,
+) -> QueuedRequest:
+    if oldest_in_time is None or _goes_first(oldest, now_s, ready_s, rule, deficits):
+        return oldest
+    return oldest_in_time
+
+
 def _serve_in_turns(
     waiting: Sequence[QueuedRequest], now_s: float, ready_s: float, rule: OrderRule, deficits: Deficits
 ) -> Sequence[QueuedRequest]:
@@ -122,4 +135,4 @@ def _is_aged(request: QueuedRequest, now_s: float, ready_s: float, rule: OrderRu
     return now_s - request.arrival_s >= rule.age_bound_s and not request.is_in_time(ready_s)
 
 
-LATE_LAST = Discipline(_serve, puts_late_last=True, charge=_charge)
+LATE_LAST = Discipline(_serve, puts_late_last=True, charge=_charge, first=_first)

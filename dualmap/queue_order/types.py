@@ -80,6 +80,11 @@ Serve: TypeAlias = Callable[
 """
 Charge: TypeAlias = Callable[[Deficits, QueuedRequest, Sequence[QueuedRequest], float, OrderRule], Deficits]
 """(deficits, started, waiting, now_s, rule) -> the deficits once `started`, one of the `waiting`, was started."""
+First: TypeAlias = Callable[
+    [QueuedRequest, QueuedRequest | None, float, float, OrderRule, Deficits], QueuedRequest
+]
+"""(oldest, oldest_in_time, now_s, ready_s, rule, deficits) -> the first that `serve` gives, where all are
+of one tenant and one priority; `oldest_in_time` is the oldest that meets its SLO if it begins at `ready_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +99,5 @@ class Discipline:
     """
     charge: Charge | None = None
     """How it counts what tenants were served; None if it does not."""
+    first: First | None = None
+    """Who is first, if those two are enough to know it: a short cut past `serve`, which weighs all of a queue."""

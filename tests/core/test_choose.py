@@ -249,6 +249,13 @@ def test_who_is_in_time_goes_before_who_holds_the_prefix() -> None:
     got = choose(request, [warm, other], [cold], rule)
     assert (got.instance, got.reason) == ("cold", Reason.ESCAPE)
     assert choose(request, [warm, other], [], rule).instance == "warm"
+    # ... of who backs it up, and of who keeps a bound on the wait.
+    second = InstanceView("second", 1.0, 0.0, 0, flat)
+    assert choose(request, [cold, warm], [], rule, outpost=second).backup == "second"
+    stuck = choose(request, [InstanceView("stuck", 10.0, 0.0, 13, flat)], [], rule)
+    bounded = within_bound(stuck, request, [warm, cold], rule, 4.97)
+    assert bounded is not None
+    assert bounded.instance == "cold"
 
 
 @given(pool=pools(), request=REQUESTS, rule=RULES, extra=st.integers(1, 10))
