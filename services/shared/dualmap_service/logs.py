@@ -18,6 +18,11 @@ def setup_logs(level: str, style: str, service: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def of_request(request_id: str, trace_id: str = "", **more: object) -> dict[str, object]:
+    """The facts of a line about one request; a trace's id, where there is one, leads to its spans."""
+    return {"request_id": request_id, **({"trace_id": trace_id} if trace_id else {}), **more}
+
+
 def facts(record: logging.LogRecord) -> dict[str, object]:
     """What was passed as `extra`."""
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}

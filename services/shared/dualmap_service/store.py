@@ -7,7 +7,6 @@ finds its return, and the function library is loaded again.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
 from dualmap_service.access import AccessSettings
+from dualmap_service.backoff import Backoff
 from dualmap_service.errors import StoreError, StoreUnavailableError
 from dualmap_service.redis_servers import make_servers
 from dualmap_service.store_pipeline import Pipeline
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _MISSES_TO_OPEN = 3
 _PROBE_S = 0.1
-_MAX_BACKOFF_S = 1.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.05, 1.0
 _CONNECT_S = 5.0
 _SILENCE_S = 3.0
 
@@ -143,18 +143,18 @@ class Store:
             self._probing = False
 
     async def _run(self) -> None:
-        """Connect, serve until the connection is lost, and again."""
-        backoff_s = 0.05
+        """Connect, serve until the connection is lost, and again; at once where it was a good one."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while True:
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     connection = await self._connect()
             except Exception as exc:  # noqa: BLE001 - also what uvloop makes of a connection that dies under redis-py
                 log.warning("store.unreachable", extra={"error": (str(exc) or "no answer in time")[:200]})
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
-                backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+                await asyncio.sleep(backoff.next_s())
                 continue
-            backoff_s = 0.05
+            connected_s = loop.time()
             pipeline = self._pipeline = Pipeline(connection, self._answered)
             self._misses = 0
             self._connected_once.set()
@@ -170,6 +170,11 @@ class Store:
                 pipeline.close()
                 await connection.disconnect(nowait=True)
             log.warning("store.lost")
+            if loop.time() - connected_s > _MAX_PAUSE_S:
+                backoff.reset()
+            else:
+                # It lets everybody in and hangs up on them: each time all that follows a connection would be done.
+                await asyncio.sleep(backoff.next_s())
 
     def _answered(self) -> None:
         self._misses = 0
