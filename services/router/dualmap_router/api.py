@@ -30,6 +30,8 @@ from dualmap_router.stream_record import StreamRecord, StreamRecords
 from dualmap_router.tenant_limits import TenantLimits
 from dualmap_router.ui.pages import Pages
 from dualmap_router.ui.request_log import FlightWatch
+from dualmap_router.urgency import check_urgency
+from dualmap_service.logs import of_request
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class Api:
         except ClientGoneError:
             self._metrics.client_gone.inc()
         except Exception:
-            log.exception("request.failed", extra={"path": path, "request_id": request_id})
+            log.exception("request.failed", extra=of_request(request_id, request.trace_id, path=path))
             self._metrics.request(label(path), 500)
             if not response.started:
                 fault = ApiError(500, "internal error of the router", "internal_error", "internal_error")
@@ -159,6 +161,7 @@ class Api:
         """What is asked, by the endpoint's form; its body is its tenant's own from here on."""
         options = parse_options(request.get)
         inference = parse_inference(path, request.body)
+        check_urgency(request)
         self._models.check(inference.model)
         return options, self._isolation.inference(request, inference)
 
@@ -226,6 +229,7 @@ class Api:
             await self._pilot.fly(flight)
         except BaseException as error:
             self._traces.end(flight, error)
+            request.trace_id = flight.trace_id
             raise
         self._traces.end(flight, None)
 
@@ -264,6 +268,7 @@ class Api:
         if inside or not path.startswith(self._settings.passthrough) or ".." in path:
             raise not_found(path)
         self._admit()
+        check_urgency(request)
         self._isolation.passthrough(request)
         flight = Flight(
             request_id=request_id,

@@ -1,7 +1,7 @@
 """The API keys file: who may come, for which tenant, and how much.
 
     {"keys": [{"name": "acme-prod", "sha256": "<64 hex digits>", "tenant": "acme", "requests_per_s": 50, "burst": 100,
-               "concurrency": 200, "admin": false, "expires": "2027-01-01T00:00:00Z"}]}
+               "concurrency": 200, "priority": -1, "admin": false, "expires": "2027-01-01T00:00:00Z"}]}
 
 A key is 256 random bits, of which the file holds the SHA-256: docs/decisions/0018 says why that is enough.
 """
@@ -27,6 +27,8 @@ _MAX_KEY_CHARS = 512
 
 _Rate = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=0)]
+"""Up to 0, which is what a request has that says nothing."""
 
 
 class KeysError(ValueError):
@@ -44,13 +46,20 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Requests that may come at once after a pause; a second's worth when not given."""
     concurrency: _Number | None = None
     """Requests at once."""
+    priority: _Priority | None = None
+    """The most urgent, thus the smallest, that its requests may ask for; 0 when not given."""
     admin: bool = False
+    """May also look inside, and ask for any priority."""
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
     def limits(self) -> Limits:
         """Of its tenant."""
         rate = self.requests_per_s or 0.0
         return Limits(rate, self.burst or max(1, math.ceil(rate)), self.concurrency or 0)
+
+    def most_urgent(self) -> int | None:
+        """The smallest priority that it may ask for; None for any."""
+        return None if self.admin else self.priority or 0
 
 
 class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +127,8 @@ def check_entries(entries: Sequence[KeyEntry]) -> None:
         digests[entry.sha256] = entry.name
         if entry.burst is not None and entry.requests_per_s is None:
             raise KeysError(f"{entry.name!r} has a burst and no requests_per_s")
+        if entry.priority is not None and entry.admin:
+            raise KeysError(f"{entry.name!r} has a priority and is an administrator's, who may ask for any")
         first = tenants.setdefault(entry.tenant, entry)
         if first.limits() != entry.limits():
             raise KeysError(
@@ -136,6 +147,12 @@ def _api_key(entry: KeyEntry) -> ApiKey:
     limits = entry.limits()
     return ApiKey(
         digest=bytes.fromhex(entry.sha256),
-        caller=Caller(entry.name, entry.tenant, entry.admin, limits if limits.any else None),
+        caller=Caller(
+            entry.name,
+            entry.tenant,
+            entry.admin,
+            limits if limits.any else None,
+            entry.most_urgent(),
+        ),
         expires_s=math.inf if entry.expires is None else entry.expires.timestamp(),
     )

@@ -5,9 +5,12 @@ import logging
 import os
 import socket
 import ssl
+import time
 from typing import Any
 
 from dualmap_router.api import Api
+from dualmap_router.attempt import Attempts
+from dualmap_router.breakers import Breakers
 from dualmap_router.charges import Charges
 from dualmap_router.door import make_door
 from dualmap_router.http_server import HttpServer
@@ -58,11 +61,17 @@ class RouterApp:
             grpc_access(settings),
         )
         self.models = Models()
+        self.breakers = Breakers(settings.breaker_failures, settings.breaker_s)
+        self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
+        request_traces = RequestTraces(self._tracing, router)
+        attempts = Attempts(self.placement, self.sessions, self.metrics, self.breakers, request_traces.keep)
         pilot = Pilot(
             self.placement,
             self.sessions,
+            attempts,
             self.metrics,
             Resumer(self.placement, self.models),
+            self.breakers,
             settings.max_attempts,
             settings.request_timeout_s,
         )
@@ -76,8 +85,7 @@ class RouterApp:
             self.metrics.local_limits.inc,
         )
         self.records = StreamRecords(settings.max_resume_bytes, settings.max_resume_total_bytes)
-        self._tracing = Tracing("router", router, settings.trace_endpoint, settings.trace_share)
-        traces: FlightWatch = RequestTraces(self._tracing, router)
+        traces: FlightWatch = request_traces
         pages: Pages = NoPages()
         if settings.ui:
             traces, pages = self._look_inside(settings, router, traces)
@@ -123,10 +131,15 @@ class RouterApp:
         return log_of_requests, pages
 
     def _gauges(self) -> None:
+        self.metrics.gauge(
+            "dualmap_open_breakers",
+            "Instances that nothing is sent to, since they broke one request after the other.",
+            lambda: self.breakers.num_open,
+        )
         self.metrics.gauge("dualmap_in_flight", "Requests in this router.", lambda: self.api.in_flight)
         self.metrics.gauge("dualmap_connections", "Client connections.", lambda: len(self.http.connections))
         self.metrics.gauge(
-            "dualmap_held_body_bytes", "Of requests not answered yet.", lambda: self.http.held_bytes
+            "dualmap_held_body_bytes", "Of requests not answered yet.", lambda: self.http.room.held_bytes
         )
         self.metrics.gauge(
             "dualmap_recorded_bytes",
@@ -163,13 +176,15 @@ class RouterApp:
             "live_charges": len(self.charges),
             "limited_in_flight": self.limits.inside,
             "exchanges": self.sessions.exchanges,
-            "held_body_bytes": self.http.held_bytes,
+            "held_body_bytes": self.http.room.held_bytes,
             "recorded_bytes": self.records.held_bytes,
+            "clock_s": time.time(),
         }
 
     def _reachable_changed(self) -> None:
         self.models.follow(self.watch.current)
         self.placement.pool.update(self.watch.current, self.sessions.reachable)
+        self.breakers.keep(self.watch.current.members.keys())
 
     def _membership_changed(self, membership: Membership) -> None:
         self.sessions.follow(membership)

@@ -18,6 +18,8 @@ class Caller:
     """Whether it may look inside: /debug/*, and what the live page shows."""
     limits: Limits | None = None
     """Of the tenant; None for none."""
+    most_urgent: int | None = None
+    """The smallest priority that it may ask for; None for any."""
 
     def check_admin(self) -> None:
         """ApiError 403 for who is no administrator."""

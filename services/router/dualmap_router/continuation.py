@@ -71,6 +71,12 @@ class SoFar:
     """The newest event: what is common to all of them can be taken from it."""
 
 
+def is_complete(data: bytes) -> bool:
+    """Whether these bytes of a stream are all of it: its end mark came, and its engine died behind that."""
+    events, rest = _events(data)
+    return not rest and bool(events) and events[-1] == _DONE
+
+
 def read_so_far(data: bytes) -> SoFar | None:
     """What these bytes of a stream say; None when they cannot be continued."""
     events, rest = _events(data)

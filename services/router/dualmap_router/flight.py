@@ -85,15 +85,20 @@ class Flight(msgspec.Struct):
     """What the client was sent of a stream that may be continued elsewhere."""
     splice: Splice | None = None
     """Makes what comes now the continuation of what the client has seen."""
-    conclusion: bytes = b""
-    """What ends an answer of which only its end is missing."""
+    conclusion: bytes | None = None
+    """What ends an answer of which only its end is missing, if even that; None for any other."""
     first_body: bytes = b""
     """The client's, where `body` asks for the rest of an answer."""
     trace: "RequestTrace | None" = None
-    """Of a request that is sampled."""
+    """Of a request that is sampled, or that turned out to be worth it."""
     exchange: Exchange | None = None
     gone: bool = False
     timed_out: bool = False
+
+    @property
+    def trace_id(self) -> str:
+        """For logs and exemplars; empty if it is not traced."""
+        return "" if self.trace is None else self.trace.trace_id
 
     def status(self, error: BaseException | None = None) -> int:
         """The HTTP status that the client has seen, or sees with `error`, which nothing went before; 0 for none yet."""

@@ -33,11 +33,23 @@ def check_head(
     return expects
 
 
-def check_length(headers: Sequence[tuple[str, str]], limits: "HttpLimits") -> None:
+def check_length(headers: Sequence[tuple[str, str]], most_bytes: int) -> None:
     """ApiError 413 for a body that says beforehand that it is too large."""
     for name, value in headers:
-        if name == "content-length" and int(value) > limits.max_body_bytes:
-            raise body_too_large(limits)
+        if name == "content-length" and int(value) > most_bytes:
+            raise body_too_large(most_bytes)
+
+
+def without_upgrade(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The headers of a client that has no other protocol in mind; what else Connection says stays."""
+    kept = []
+    for name, value in headers:
+        if name == "connection":
+            tokens = [token for token in value.split(",") if token.strip().lower() != "upgrade"]
+            value = ",".join(tokens)
+        if name != "upgrade" and (value or name != "connection"):
+            kept.append((name, value))
+    return kept
 
 
 def head_too_large(limits: "HttpLimits") -> ApiError:
@@ -49,7 +61,6 @@ def head_too_large(limits: "HttpLimits") -> ApiError:
     )
 
 
-def body_too_large(limits: "HttpLimits") -> ApiError:
+def body_too_large(most_bytes: int) -> ApiError:
     """413."""
-    most = limits.max_body_bytes
-    return ApiError(413, f"the request body is larger than {most} bytes", code="body_too_large")
+    return ApiError(413, f"the request body is larger than {most_bytes} bytes", code="body_too_large")

@@ -29,6 +29,7 @@ class HttpRequest:
 
     __slots__ = (
         "_first", "body", "caller", "headers", "http10", "keep_alive", "method", "path", "refusal", "target",
+        "trace_id",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,8 @@ class HttpRequest:
         caller: Caller = NOBODY,
     ) -> None:
         self.caller = caller
+        self.trace_id = ""
+        """Of a request whose work failed, if it is traced: for the log."""
         self.method = method
         self.headers = headers
         self.body = body

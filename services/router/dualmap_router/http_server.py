@@ -12,6 +12,7 @@ from dualmap_router.caller import Caller
 from dualmap_router.errors import ApiError
 from dualmap_router.http_connection import HttpConnection
 from dualmap_router.http_message import HttpRequest, HttpResponse
+from dualmap_router.http_room import BodyRoom
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class HttpLimits:
 
     max_body_bytes: int
     max_held_bytes: int
-    """Of all request bodies that have come and are not answered yet."""
+    """Of all request bodies that have come and are not answered yet; one tenant's at most half (`BodyRoom`)."""
     max_header_bytes: int = 64 * 1024
     max_headers: int = 256
     max_connections: int = 16384
@@ -58,7 +59,7 @@ class HttpServer:
         self.limits = limits
         self.refused = refused
         self.connections: set[HttpConnection] = set()
-        self.held_bytes = 0
+        self.room = BodyRoom(limits.max_held_bytes)
         self.closing = False
         self.date_header = _date_header()
         self._servers: list[asyncio.Server] = []

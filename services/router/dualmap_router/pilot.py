@@ -1,53 +1,55 @@
 """The pilot: flies requests, over as many attempts as it takes.
 
 A request is started at most once at a time and answered exactly once. It goes elsewhere when the
-rebalancer moved it off a queue, or when its worker was lost and the client has seen nothing yet. The charge
-is given back when the prefill is over, and in any case when the flight ends.
+rebalancer moved it off a queue, or when its worker was lost: from the start while the client has seen nothing yet, or
+with the rest of a stream. What an attempt does is in `attempt`; its charge is given back whatever comes of it.
 """
 
 import asyncio
-import logging
 import time
+from collections.abc import Set
 
 from dualmap.types import Reason
+from dualmap_router.attempt import WELL_UNDER_WAY, Attempts
+from dualmap_router.breakers import Breakers
 from dualmap_router.errors import ApiError, ClientGoneError, overloaded, unavailable
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
 from dualmap_router.resumer import HelpersLostError, Resumer
 from dualmap_router.sessions import Sessions
+from dualmap_router.timing import Timing
 from dualmap_wire.v1 import worker_pb2 as pb
-
-log = logging.getLogger(__name__)
 
 _BLINK_S = 5.0
 """How long a request that was let in waits for an instance where none is reached: its client can ask another router."""
 _STREAM_BLINK_S = 15.0
 """The same of a stream that has begun, for which nobody else can do anything."""
 _LOOK_S = 0.05
-_WELL_UNDER_WAY = 6
-"""An attempt that brought so many pieces of a stream was no failure of this request: what kills an engine as it starts
-to generate brings fewer. Where engines restart one after the other, each may catch the same long answer."""
 _MOST_HELPERS = 3
 """How many instances are asked what a text's tokens are: more than one may just have died."""
 
 
 class Pilot:
-    """Flies requests: the shell around placement and sessions."""
+    """Flies requests: says where each attempt goes, and whether there is another."""
 
     def __init__(
         self,
         placement: Placement,
         sessions: Sessions,
+        attempts: Attempts,
         metrics: RouterMetrics,
         resumer: Resumer,
+        breakers: Breakers,
         max_attempts: int,
         timeout_s: float,
     ) -> None:
         self._placement = placement
         self._sessions = sessions
+        self._attempts = attempts
         self._metrics = metrics
         self._resumer = resumer
+        self._breakers = breakers
         self._max_attempts = max_attempts
         self._timeout_s = timeout_s
 
@@ -59,16 +61,19 @@ class Pilot:
         timer = asyncio.get_running_loop().call_later(self._timeout_s, flight.time_out)
         try:
             while True:
+                if flight.attempts or flight.moves:
+                    await self._somewhere(flight, lost)
                 try:
-                    placed = await self._place(flight, lost, target)
+                    avoided = self._avoided(flight, lost)
+                    placed = await self._place(flight, avoided, target)
                 except ApiError as error:
                     if not flight.sink.answered:
                         raise
-                    await self._break(flight, error.message)
+                    await self._attempts.break_off(flight, error.message)
                     return
                 try:
-                    instance = placed.instance if placed is not None else self._any_instance(flight, lost)
-                    verdict = await self._attempt(flight, placed, instance)
+                    instance = placed.instance if placed is not None else self._any_instance(flight, avoided)
+                    verdict = await self._attempts.run(flight, placed, instance)
                     if flight.trace is not None:
                         flight.trace.attempted(verdict)
                 finally:
@@ -80,23 +85,23 @@ class Pilot:
                 if isinstance(verdict, pb.Moved):
                     flight.moves += 1
                     self._metrics.resubmission("moved")
-                    target = verdict.target if verdict.target in self._placement.usable else None
+                    target = verdict.target if verdict.target in self._welcoming() else None
                     flight.reason = Reason.MOVED
                     continue
                 # 2. Lost, or refused before the first byte: anywhere but there. One that drains has not failed.
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
-                if flight.exchange is not None and flight.exchange.pieces >= _WELL_UNDER_WAY:
+                if flight.exchange is not None and flight.exchange.pieces >= WELL_UNDER_WAY:
                     failures = 0
                 failures += not drains
                 lost.add(instance)
-                await self._somebody(flight)
                 if flight.sink.answered:
                     if failures >= self._max_attempts or not await self._resume(flight, lost):
-                        await self._break(flight, verdict.message or "the engine was lost")
+                        await self._attempts.break_off(flight, verdict.message or "the engine was lost")
                         return
-                    if flight.conclusion:
-                        await flight.sink.data(flight.conclusion)
+                    if flight.conclusion is not None:
+                        if flight.conclusion:
+                            await flight.sink.data(flight.conclusion)
                         await flight.sink.end()
                         return
                 elif failures >= self._max_attempts:
@@ -104,6 +109,7 @@ class Pilot:
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
                 target = None
                 flight.reason = Reason.RETRY
+                await self._somebody(flight)
                 if not self._placement.usable_for(flight.model) - lost:
                     # Everything failed once: forgive, since instances come back. That all drain counts as well.
                     lost.clear()
@@ -114,16 +120,29 @@ class Pilot:
             if flight.exchange is not None:
                 flight.exchange.cancel()
 
-    async def _place(self, flight: Flight, lost: set[str], target: str | None) -> Placed | None:
+    def _welcoming(self) -> Set[str]:
+        """Who may be sent something that the rebalancer moves: an instance that breaks all it gets looks idle."""
+        usable = frozenset(self._placement.usable)
+        return usable - self._breakers.left_out(usable)
+
+    def _avoided(self, flight: Flight, lost: set[str]) -> Set[str]:
+        """Where the request is not sent: where it failed, and who breaks what it gets, if there are others."""
+        usable = self._placement.usable_for(flight.model)
+        left_out = self._breakers.left_out(usable)
+        if not left_out or not usable - lost - left_out:
+            return lost
+        return lost | left_out
+
+    async def _place(self, flight: Flight, avoided: Set[str], target: str | None) -> Placed | None:
         if flight.gone:
             raise ClientGoneError
         if flight.prompt is None:
             return None
         before = flight.placed
         first = before is None
-        start_ns = time.time_ns() if flight.trace is not None else 0
+        timing = None if flight.trace is None else Timing()
         placed = await self._placement.place(
-            flight.prompt, flight.slo_s, flight.rule, lost, target, first, flight.tenant
+            flight.prompt, flight.slo_s, flight.rule, avoided, target, first, flight.tenant, timing
         )
         flight.placed = placed
         if before is not None:
@@ -134,71 +153,18 @@ class Pilot:
         self._metrics.decision(placed.instance, flight.reason)
         if not placed.shared:
             self._metrics.local_decisions.inc()
-        if flight.trace is not None:
-            flight.trace.routed(placed, flight.reason, start_ns)
+        if flight.trace is not None and timing is not None:
+            flight.trace.routed(placed, flight.reason, timing)
         return placed
 
-    async def _attempt(
-        self, flight: Flight, placed: Placed | None, instance: str
-    ) -> pb.Moved | pb.Failed | None:
-        """Send the request once and relay its answer; returns why it has to go elsewhere, or None."""
-        flight.exchange = None
-        session = self._sessions.get(instance)
-        if session is None:
-            return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
-        # It may have gone while the decision was made, when there was no exchange to cancel.
-        if flight.gone and not flight.timed_out:
-            raise ClientGoneError
-        submit = self._submit(flight, placed)
-        if flight.trace is not None:
-            flight.trace.dispatch(instance, submit)
-        exchange = flight.exchange = session.submit(submit)
-        while True:
-            event = await exchange.next()
-            if flight.timed_out:
-                return self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT, unanswered=True))
-            if flight.gone:
-                raise ClientGoneError
-            if event is None:
-                if exchange.overflowed:
-                    await self._break(flight, "the client reads too slowly")
-                    raise ClientGoneError
-                continue
-            what, value = event
-            if what == "data":
-                data = exchange.joined(value)
-                if flight.splice is not None:
-                    data = flight.splice.rewrite(data)
-                if data:
-                    await flight.sink.data(data)
-            elif what == "head":
-                self._first_byte(flight, placed, value)
-                if flight.splice is None:
-                    await flight.sink.head(value.status, value.headers, flight)
-                    exchange.relay = flight.relay
-                elif value.status != 200:
-                    exchange.cancel()
-                    await self._break(flight, "the engine was lost, and no other could continue its answer")
-                    return None
-            elif what == "end":
-                self._ended(flight, value)
-                await flight.sink.end()
-                return None
-            elif what == "prefilled":
-                if placed is not None:
-                    self._placement.charges.release(placed.charge_id)
-            elif what == "moved":
-                moved: pb.Moved = value
-                return moved
-            elif what == "failed":
-                return self._failed(flight, value)
+    async def _somewhere(self, flight: Flight, lost: set[str]) -> None:
+        """Leave a request that was let in somewhere to go, whoever has gone since it was last looked at.
 
-    @staticmethod
-    def _failed(flight: Flight, failed: pb.Failed) -> pb.Failed:
-        """A failure of this attempt. A time-out before the client has seen anything is the answer."""
-        if failed.kind == pb.Failed.TIMEOUT and not flight.sink.answered:
-            raise ApiError(504, failed.message or "the engine did not answer in time", "timeout", "timeout")
-        return failed
+        Nothing may be waited for between this and the decision.
+        """
+        await self._somebody(flight)
+        if lost.issuperset(self._placement.usable_for(flight.model)):
+            lost.clear()
 
     async def _somebody(self, flight: Flight) -> None:
         """Wait for an instance where none is reached: who slept or blinked loses all at once, and has them back."""
@@ -230,77 +196,12 @@ class Pilot:
             return True
         return False
 
-    async def _break(self, flight: Flight, message: str) -> None:
-        """End an answer that the client has seen some of and that cannot be completed."""
-        flight.interrupted = True
-        log.warning(
-            "stream.broken",
-            extra={"request_id": flight.request_id, "why": message, "attempts": flight.attempts},
-        )
-        await flight.sink.broken(message)
-
-    def _any_instance(self, flight: Flight, lost: set[str]) -> str:
-        """For requests without a prefill: who serves its model, has not failed it and has the least to do here."""
-        usable = sorted(self._placement.usable_for(flight.model) - lost)
+    def _any_instance(self, flight: Flight, avoided: Set[str]) -> str:
+        """For requests without a prefill: who serves its model, is not avoided and has the least to do here."""
+        usable = sorted(self._placement.usable_for(flight.model) - avoided)
         if not usable:
             raise unavailable("no instance of this model can be reached")
         return min(usable, key=lambda name: len(self._sessions.get(name) or ()))
-
-    def _submit(self, flight: Flight, placed: Placed | None) -> pb.Submit:
-        submit = pb.Submit(
-            request_id=flight.request_id,
-            method=flight.method,
-            path=flight.path,
-            headers=flight.headers,
-            body=flight.body,
-            queued=placed is not None,
-            hide_usage=flight.hide_usage,
-            streamed=flight.streamed,
-        )
-        if placed is not None and flight.prompt is not None:
-            placement = submit.placement
-            placement.charge_id = placed.charge_id
-            placement.prompt_tokens = flight.prompt.num_tokens
-            placement.cached_tokens = placed.cached_tokens
-            placement.prompt_bytes = flight.prompt.num_bytes
-            placement.slo_s = flight.slo_s
-            placement.age_s = time.monotonic() - flight.started_s
-            placement.priority = flight.priority
-            placement.feasible = placed.feasible
-            placement.backup = placed.backup or ""
-            placement.backup_cached_tokens = placed.backup_cached_tokens
-            placement.moves = flight.moves
-            placement.predicted_ttft_s = placed.ttft_s
-            placement.chunk_hashes = flight.prompt.packed
-            placement.chunk_bytes = flight.prompt.chunk_bytes
-            placement.tenant = flight.tenant
-        return submit
-
-    def _first_byte(self, flight: Flight, placed: Placed | None, head: pb.Head) -> None:
-        """The prefill is over: give the charge back, and compare a stream's TTFT with what was expected."""
-        if placed is None:
-            return
-        self._placement.charges.release(placed.charge_id)
-        # A whole answer comes after its decode: that is no TTFT. Nor is the first byte of an answer's rest.
-        if not flight.streamed or head.status >= 300 or flight.splice is not None:
-            return
-        ttft_s = flight.ttft_s = time.monotonic() - flight.started_s
-        flight.missed_slo = ttft_s > flight.slo_s
-        exemplar = None if flight.trace is None else {"trace_id": flight.trace.trace_id}
-        self._metrics.ttft_s.observe(ttft_s, exemplar)
-        self._metrics.ttft_error_s.observe(abs(ttft_s - placed.ttft_s))
-        (self._metrics.slo_missed if flight.missed_slo else self._metrics.slo_met).inc()
-        if flight.trace is not None:
-            flight.trace.first_token(ttft_s)
-
-    def _ended(self, flight: Flight, end: pb.End) -> None:
-        self._metrics.answer_s.observe(time.monotonic() - flight.started_s)
-        placed = flight.placed
-        if flight.prompt is None or placed is None or not end.prompt_tokens or flight.splice is not None:
-            return
-        self._metrics.prompt_tokens.inc(end.prompt_tokens)
-        self._metrics.cached(placed.instance, placed.cached_tokens, end.cached_tokens)
-        self._placement.count_tokens(flight.prompt, end.prompt_tokens)
 
 
 def _give_up_s(flight: Flight) -> float:

@@ -18,6 +18,7 @@ from dualmap_router.pool import Pool, make_offer
 from dualmap_router.prompt import Prompt, hash_prompt
 from dualmap_router.request import InferenceRequest
 from dualmap_router.settings import RouterSettings
+from dualmap_router.timing import Timing
 from dualmap_service.errors import StoreError
 from dualmap_service.store import Store
 from dualmap_wire.errors import WireError
@@ -102,6 +103,7 @@ class Placement:
         target: str | None = None,
         first: bool = True,
         tenant: str = "",
+        timing: Timing | None = None,
     ) -> Placed:
         """Decide and book. `target` fixes the instance of a moved request; `exclude` lost instances.
 
@@ -110,7 +112,7 @@ class Placement:
         """
         charge_id = self.charges.open(tenant)
         try:
-            return await self._place(prompt, slo_s, rule, exclude, target, first, charge_id)
+            return await self._place(prompt, slo_s, rule, exclude, target, first, charge_id, timing)
         except BaseException:
             self.charges.release(charge_id)
             raise
@@ -124,11 +126,12 @@ class Placement:
         target: str | None,
         first: bool,
         charge_id: str,
+        timing: Timing | None,
     ) -> Placed:
         for _ in range(_STALE_RETRIES):
             call, candidates = self.route_call(prompt, slo_s, rule, exclude, target, charge_id, first)
             try:
-                routed = await self._ask(call)
+                routed = await (self._ask(call) if timing is None else timing.of(self._ask(call)))
             except (StoreError, WireError):
                 break
             if isinstance(routed, StaleSplits):

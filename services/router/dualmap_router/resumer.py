@@ -12,6 +12,7 @@ from dualmap_router.continuation import (
     can_continue,
     conclusion,
     continued,
+    is_complete,
     prompt_of,
     read_so_far,
     wants_usage,
@@ -22,6 +23,7 @@ from dualmap_router.models import Models
 from dualmap_router.placement import Placement
 from dualmap_router.request import parse_inference
 from dualmap_router.sessions import Session
+from dualmap_service.logs import of_request
 from dualmap_wire.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Resumer:
         try:
             await self._resume(flight, sessions)
         except ResumeError as why:
-            log.info("stream.not_resumed", extra={"request_id": flight.request_id, "why": str(why)})
+            log.info("stream.not_resumed", extra=of_request(flight.request_id, flight.trace_id, why=str(why)))
             return False
         return True
 
@@ -73,6 +75,9 @@ class Resumer:
         data = None if flight.record is None else flight.record.read()
         if data is None:
             raise ResumeError("what the client has seen was not kept")
+        if is_complete(data):
+            flight.conclusion = b""
+            return
         so_far = read_so_far(data)
         if so_far is None:
             raise ResumeError("what the client has seen cannot be continued")

@@ -9,13 +9,13 @@ import asyncio
 import itertools
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 
 from dualmap_router.exchange import Exchange
 from dualmap_router.grpc_stream import GrpcStream
+from dualmap_service.backoff import Backoff
 from dualmap_service.grpc_access import GrpcAccess
 from dualmap_service.registry import Membership
 from dualmap_wire.v1 import worker_pb2 as pb
@@ -26,7 +26,7 @@ _SUBMITS = bytes((pb.RouterFrame.SUBMITS_FIELD_NUMBER << 3 | 2,))
 """The tag of a frame's submits: the field's number, and that a length follows."""
 _METHOD = "/dualmap_wire.v1.WorkerData/Session"
 _MAX_FRAME_BYTES = 1 << 20
-_MAX_BACKOFF_S = 2.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.05, 2.0
 _CONNECT_S = 5.0
 _KEEPALIVE_S = 2.0
 
@@ -117,18 +117,17 @@ class Session:
     # The connection
 
     async def _run(self) -> None:
-        backoff_s = 0.05
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while not self._retired:
             try:
                 reason = await self._serve()
-                backoff_s = 0.05
+                backoff.reset()
             except (OSError, TimeoutError) as exc:
                 reason = str(exc) or "no answer in time"
             finally:
                 self._disconnected()
             log.info("session.lost", extra={"instance": self.instance, "reason": reason})
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
-            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            await asyncio.sleep(backoff.next_s())
 
     async def _serve(self) -> str:
         """Connect and serve until the stream ends; returns why."""

@@ -73,12 +73,13 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_resume_total_bytes: Count = 512 * 1024 * 1024
     """Of all streams together."""
     max_held_bytes: Count = 1024 * 1024 * 1024
-    """Bytes of request bodies that have come and are not answered yet; beyond it 429."""
+    """Bytes of request bodies that have come and are not answered yet; beyond it 429, and where there are keys for
+    a tenant that has more than is left."""
     max_connections: Count = 16384
     client_head_s: Positive = 15.0
     """From the first byte of a request's head to its last."""
     client_body_s: Positive = 30.0
-    """What a request's body may take, besides a second for each 16 KB."""
+    """How long a request's body may stay behind a rate of 16 KB a second."""
     client_stall_s: Positive = 60.0
     """A client that reads nothing of a waiting answer for this long is cut off."""
     max_in_flight: Count = 8192
@@ -86,6 +87,10 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
     max_attempts: Count = 4
     """How often in a row a request is tried on instances that fail it; one that drains has not failed, nor has one that
     brought a stream some way."""
+    breaker_failures: Count = 5
+    """After so many broken requests in a row nothing is sent to an instance for a while,"""
+    breaker_s: NonNegative = 5.0
+    """... this long the first time, twice as long each further time, at most a minute; 0 for never."""
     request_timeout_s: Positive = 3600.0
     drain_s: NonNegative = 30.0
     """How long running answers may take after SIGTERM."""

@@ -5,8 +5,9 @@
       dispatch         one per instance that was tried; a move ends it with an event
         queue, engine  by the worker, behind the `traceparent` that dispatch hands on
 
-A request that was not sampled but failed, or missed its objective, leaves its first span behind: made afterwards, so
-without the worker's part, and no more than a few a second, since an outage fails thousands.
+A request that was not sampled but fails, or misses its objective, is traced from when that is clear, so that its first
+span is there, though not what it had done before and the worker's part of that; no more than a few a second are, since
+an outage fails thousands.
 """
 
 import time
@@ -16,6 +17,7 @@ from dualmap.types import Reason
 from dualmap_router.errors import ApiError, ClientGoneError
 from dualmap_router.flight import Flight
 from dualmap_router.placement import Placed
+from dualmap_router.timing import Timing
 from dualmap_service.tracing import Tracing, trace_id_of, traceparent_of, within
 from dualmap_wire.v1 import worker_pb2 as pb
 
@@ -30,11 +32,11 @@ _OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
 }
-_AFTERWARDS_PER_S = 10
+_KEPT_PER_S = 10
 
 
 class RequestTrace:
-    """The spans of one sampled request."""
+    """The spans of one request."""
 
     def __init__(self, tracing: Tracing, root: "Span") -> None:
         self._tracing = tracing
@@ -43,9 +45,9 @@ class RequestTrace:
         self._dispatch: Span | None = None
         self.trace_id = trace_id_of(root)
 
-    def routed(self, placed: Placed, reason: Reason | None, start_ns: int) -> None:
-        """A decision was made, which began at `start_ns`."""
-        from opentelemetry.trace import SpanKind
+    def routed(self, placed: Placed, reason: Reason | None, timing: Timing) -> None:
+        """A decision was made."""
+        from opentelemetry.trace import SpanKind, StatusCode
 
         attributes: dict[str, str | bool | int | float] = {
             "dualmap.instance": placed.instance,
@@ -59,10 +61,13 @@ class RequestTrace:
             "dualmap.predicted_ttft_s": placed.ttft_s,
             "dualmap.shared": placed.shared,
         }
-        span = self._tracing.span("route", self._context, SpanKind.INTERNAL, attributes, start_ns)
-        if placed.shared:
-            call = {"db.system.name": "redis", "db.operation.name": "FCALL"}
-            self._tracing.span("FCALL route", within(span), SpanKind.CLIENT, call, start_ns).end()
+        span = self._tracing.span("route", self._context, SpanKind.INTERNAL, attributes, timing.start_ns)
+        redis = {"db.system.name": "redis", "db.operation.name": "FCALL"}
+        for start_ns, end_ns, answered in timing.calls:
+            call = self._tracing.span("FCALL route", within(span), SpanKind.CLIENT, redis, start_ns)
+            if not answered:
+                call.set_status(StatusCode.ERROR)
+            call.end(end_ns)
         span.end()
 
     def dispatch(self, instance: str, submit: pb.Submit) -> None:
@@ -119,19 +124,24 @@ class RequestTraces:
 
     def end(self, flight: Flight, error: BaseException | None) -> None:
         """A flight is over, with what it raised."""
+        if _is_telling(flight, error):
+            self.keep(flight)
         if flight.trace is not None:
             flight.trace.end(flight, error)
-        elif self._tracing.enabled and _is_telling(flight, error) and self._may_make_one():
+
+    def keep(self, flight: Flight) -> None:
+        """It went wrong: from here on it is traced, if it was not and if not too many have."""
+        if flight.trace is None and self._tracing.enabled and self._may_make_one():
             from opentelemetry.context import Context
 
-            _finish(self._root(flight, Context()), flight, error)
+            flight.trace = RequestTrace(self._tracing, self._root(flight, Context()))
 
     def _may_make_one(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._made_in_second = second, 0
         self._made_in_second += 1
-        return self._made_in_second <= _AFTERWARDS_PER_S
+        return self._made_in_second <= _KEPT_PER_S
 
     def _root(self, flight: Flight, parent: "Context") -> "Span":
         from opentelemetry.trace import SpanKind

@@ -57,7 +57,7 @@ async def serving(
             yield served
             # Whatever happened, nothing is held once the clients are gone.
             await eventually(lambda: not server.connections)
-            assert server.held_bytes == 0
+            assert server.room.held_bytes == 0
     finally:
         await server.stop()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from typing import Any
 
 import pytest
@@ -21,13 +22,14 @@ def test_a_key_with_everything() -> None:
         requests_per_s=50,
         burst=100,
         concurrency=200,
-        admin=True,
+        priority=-7,
         expires="2027-01-01T00:00:00Z",
     )
     keys = Keyring(read_entries(text_of(full)))
     key = keys.find("k1")
     assert key is not None
-    assert (key.caller.name, key.caller.tenant, key.caller.admin) == ("acme-prod", "acme", True)
+    assert (key.caller.name, key.caller.tenant, key.caller.admin) == ("acme-prod", "acme", False)
+    assert key.caller.most_urgent == -7
     assert key.caller.limits == Limits(50.0, 100, 200)
     assert key.expires_s == 1798761600.0
     assert keys.find("k2") is None
@@ -37,6 +39,13 @@ def test_a_key_with_no_more_than_it_needs() -> None:
     key = Keyring(read_entries(text_of(entry("k1")))).find("k1")
     assert key is not None
     assert (key.caller.admin, key.caller.limits, key.expires_s) == (False, None, math.inf)
+    assert key.caller.most_urgent == 0
+
+
+def test_an_administrator_may_ask_for_any_priority() -> None:
+    key = Keyring(read_entries(text_of(entry("k1", admin=True)))).find("k1")
+    assert key is not None
+    assert (key.caller.admin, key.caller.most_urgent) == (True, None)
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(50, 50), (0.2, 1), (1.5, 2)])
@@ -68,6 +77,11 @@ def test_a_burst_is_a_seconds_worth_unless_told(rate: float, burst: int) -> None
         (text_of(entry("k", requests_per_s=1, burst=0)), "burst"),
         (text_of(entry("k", concurrency=1.5)), "concurrency"),
         (text_of(entry("k", admin="yes")), "admin"),
+        (text_of(entry("k", priority=1)), "$.keys[0].priority"),
+        (text_of(entry("k", priority=-(2**31) - 1)), "$.keys[0].priority"),
+        (text_of(entry("k", priority=-1.5)), "$.keys[0].priority"),
+        (text_of(entry("k", priority="-1")), "$.keys[0].priority"),
+        (text_of(entry("k", priority=-1, admin=True)), "'k' has a priority and is an administrator's"),
         (text_of(entry("k", expires="2027-01-01T00:00:00")), "expires"),
         (text_of(entry("k", expires="soon")), "expires"),
         (text_of(entry("a", "same"), entry("b", "same")), "two keys are named 'same'"),
@@ -75,10 +89,10 @@ def test_a_burst_is_a_seconds_worth_unless_told(rate: float, burst: int) -> None
         (text_of(entry("a", concurrency=1), entry("b")), "tenant 'acme' different limits"),
         (b" " * (MAX_FILE_BYTES + 1), "larger"),
     ],
-    ids=range(26),
+    ids=range(31),
 )
 def test_what_is_no_keys_file(text: bytes, said: str) -> None:
-    with pytest.raises(KeysError, match=said.replace("$", r"\$")):
+    with pytest.raises(KeysError, match=re.escape(said)):
         read_entries(text)
 
 

@@ -14,6 +14,7 @@ from dualmap_router.continuation import (
     can_continue,
     conclusion,
     continued,
+    is_complete,
     prompt_of,
     read_so_far,
 )
@@ -106,6 +107,21 @@ def test_both_parts_read_as_one(texts: list[str], data: st.DataObject, chat: boo
 )
 def test_what_cannot_be_continued(data: bytes) -> None:
     assert read_so_far(data) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "complete"),
+    [
+        (chunk("first", "a", chat=True) + b"data: [DONE]\n\n", True),
+        (chunk("first", None, chat=True, tool_calls=[{"index": 0}]) + b"data: [DONE]\r\n\r\n", True),
+        (chunk("first", "a", chat=True), False),
+        (chunk("first", "data: [DONE]\n\n", chat=True), False),
+        (chunk("first", "a", chat=True) + b"data: [DONE]\n", False),
+        (b"", False),
+    ],
+)
+def test_an_answer_is_complete_with_its_end_mark(data: bytes, complete: bool) -> None:
+    assert is_complete(data) == complete
 
 
 def test_a_finished_answer_is_known_as_such() -> None:

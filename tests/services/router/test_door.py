@@ -161,7 +161,7 @@ async def test_a_body_is_not_waited_for_nor_kept(door: Door) -> None:
             assert error_of(body)["code"] == "invalid_api_key"
             # Whoever writes on sees the answer and not a reset, and nothing of it is held.
             await client.send(b"x" * 100_000)
-            assert served.server.held_bytes == 0
+            assert served.server.room.held_bytes == 0
         async with served.client() as client:
             waiting = b"POST /v1/x HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n"
             await client.send(waiting)

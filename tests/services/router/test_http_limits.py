@@ -72,7 +72,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_comes() -> None:
         # Who writes on all the same is not cut off before it could read that.
         for _ in range(16):
             await client.send(b"x" * 65536)
-        assert served.server.held_bytes == 0
+        assert served.server.room.held_bytes == 0
 
 
 async def test_a_chunked_body_over_the_limit() -> None:
@@ -127,12 +127,12 @@ async def test_bodies_held_have_a_bound_for_all_clients() -> None:
     ):
         for client in (a, b):
             await client.send(post(b"x" * 100_000))
-        await eventually(lambda: served.server.held_bytes == 200_000)
+        await eventually(lambda: served.server.room.held_bytes == 200_000)
         status, headers, body = await c.ask(post(b"x" * 100_000))
         assert (status, headers["retry-after"], error_of(body)["code"]) == (429, "1", "overloaded")
         release.set()
         assert [(await client.answer())[0] for client in (a, b)] == [200, 200]
-        assert served.server.held_bytes == 0
+        assert served.server.room.held_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ async def test_a_request_that_does_not_come(limits: HttpLimits, begun: bytes) ->
         status, headers, body = await client.ask(begun)
         assert (status, headers["connection"]) == (408, "close")
         assert error_of(body)["code"] == "request_timeout"
-        assert served.server.held_bytes == 0
+        assert served.server.room.held_bytes == 0
 
 
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:

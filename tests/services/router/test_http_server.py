@@ -248,7 +248,7 @@ async def test_a_vanished_client_is_told_of() -> None:
     async with serving(wait) as served:
         async with served.client() as client:
             await client.send(post(b"abc"))
-            await eventually(lambda: served.server.held_bytes == 3)
+            await eventually(lambda: served.server.room.held_bytes == 3)
         await gone.wait()
 
 

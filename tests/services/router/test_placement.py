@@ -8,17 +8,12 @@ from dualmap.types import ChoiceRule, Reason
 from dualmap_router.charges import Charges
 from dualmap_router.errors import ApiError
 from dualmap_router.flight import Flight
-from dualmap_router.metrics import RouterMetrics
-from dualmap_router.models import Models
-from dualmap_router.pilot import Pilot
 from dualmap_router.placement import Placement
 from dualmap_router.prompt import Prompt
 from dualmap_router.request import InferenceRequest
-from dualmap_router.resumer import Resumer
-from dualmap_router.sessions import Sessions
 from dualmap_router.settings import RouterSettings
+from dualmap_router.submission import make_submit
 from dualmap_service.access import AccessSettings
-from dualmap_service.grpc_access import PlainGrpc
 from dualmap_service.registry import Member, Membership
 from dualmap_service.store import Store
 from dualmap_sim.embedded_store import EmbeddedStore
@@ -237,11 +232,8 @@ async def test_the_backups_cache_is_known(shared: Store) -> None:
     placement.charges.release(placed.charge_id)
     assert (placed.instance, placed.backup) == (first, second)
     assert placed.backup_cached_tokens == int(3 * prompt.chunk_tokens)
-    sessions = Sessions("r", "p", 1 << 20, lambda: None, PlainGrpc())
-    resumer = Resumer(placement, Models())
-    pilot = Pilot(placement, sessions, RouterMetrics(), resumer, max_attempts=1, timeout_s=1.0)
     flight = Flight("id", "POST", "/v1/completions", "/v1/completions", [], b"", 0.0, NoSink(), prompt=prompt)
-    sent = pilot._submit(flight, placed).placement
+    sent = make_submit(flight, placed).placement
     assert (sent.backup, sent.backup_cached_tokens) == (second, placed.backup_cached_tokens)
 
 

@@ -72,6 +72,7 @@ byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(byId("key").value);
   byId("unlock").hidden = true;
+  say(byId("unlock-trouble"), "");
   stream.start();
 });
 document.addEventListener("visibilitychange", follow);

@@ -56,9 +56,31 @@ export function keyed(parent, items, keyOf, make, update) {
   }
   // An element that is moved loses the focus.
   if (focused && focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+  parent.rove?.();
 }
 
-/** A table's head from columns {name, title, number, sort, minor}; returns its body. */
+const STEPS = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+
+/** Make the buttons of a table's rows one stop of the Tab key: the arrow keys, Home and End go from row to row. */
+function roving(body) {
+  let stop = null;
+  const buttons = () => [...body.querySelectorAll("button")];
+  body.rove = (wanted = stop) => {
+    const all = buttons();
+    stop = all.includes(wanted) ? wanted : all[0];
+    for (const button of all) set(button, "tabindex", button === stop ? null : -1);
+  };
+  body.addEventListener("focusin", (event) => body.rove(event.target));
+  body.addEventListener("keydown", (event) => {
+    const all = buttons();
+    const at = all.indexOf(event.target);
+    if (at < 0 || !(event.key in STEPS)) return;
+    event.preventDefault();
+    all[Math.min(Math.max(at + STEPS[event.key], 0), all.length - 1)].focus();
+  });
+}
+
+/** A table's head from columns {name, title, number, sort, minor}; returns its body, whose rows are one Tab stop. */
 export function table(node, caption, columns, onSort) {
   const cells = columns.map((column) => {
     const cell = el("th", { scope: "col", class: classes(column), title: column.title });
@@ -70,6 +92,7 @@ export function table(node, caption, columns, onSort) {
     return cell;
   });
   const body = el("tbody");
+  roving(body);
   node.replaceChildren(el("caption", { class: "unseen" }, caption), el("thead", {}, el("tr", {}, ...cells)), body);
   return { body, cells };
 }

@@ -29,7 +29,7 @@ let onOpen = () => {};
 
 export function makeInstances(open) {
   onOpen = open;
-  parts = table(byId("instances"), "Instances of the pool", COLUMNS, (id) => {
+  parts = table(byId("instances"), "Instances of the pool; the arrow keys go from row to row", COLUMNS, (id) => {
     sorting = { id, down: sorting.id === id ? !sorting.down : id !== "name" && id !== "state" };
     showInstances(latest);
   });

@@ -29,7 +29,7 @@ let onOpen = () => {};
 
 export function makeRequests(open) {
   onOpen = open;
-  parts = table(byId("requests"), "Requests, the newest first", COLUMNS);
+  parts = table(byId("requests"), "Requests, the newest first; the arrow keys go from row to row", COLUMNS);
   for (const [id, [name]] of Object.entries(FILTERS)) {
     const input = el("input", { type: "radio", name: "filter", value: id, id: `filter-${id}`, checked: id === filter });
     input.addEventListener("change", () => {

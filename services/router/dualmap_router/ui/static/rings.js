@@ -30,7 +30,7 @@ export function makeRings() {
   byId("rings").append(
     svg("svg", { viewBox: "0 0 320 320", role: "img", "aria-labelledby": "rings-title rings-note" },
       svg("g", { class: "arcs" }), marks, ...words));
-  parts = table(byId("prefixes"), "Hot prefixes and their candidates", COLUMNS);
+  parts = table(byId("prefixes"), "Hot prefixes and their candidates; the arrow keys go from row to row", COLUMNS);
 }
 
 export function showRings(snapshot) {
@@ -41,7 +41,7 @@ export function showRings(snapshot) {
   keyed(parts.body, prefixes, (p) => p.key, makeRow, updateRow);
   byId("prefixes").classList.toggle("empty", !prefixes.length);
   // What is split is no key any more: its longer prefixes are.
-  const splits = snapshot.num_splits ? `${snapshot.num_splits} split further` : "";
+  const splits = snapshot.num_splits ? `${snapshot.num_splits} split into longer ones, too hot for one pair` : "";
   say(byId("rings-note"), prefixes.length ? splits : "no prefix has been counted yet");
   point(prefixes.some((p) => p.key === pointed) ? pointed : null);
 }

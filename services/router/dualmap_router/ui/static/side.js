@@ -26,7 +26,7 @@ export function makeSide(open) {
     { id: "share", name: "Share", number: true },
     { id: "count", name: "Requests", number: true },
   ]);
-  moves = table(byId("moves"), "The last moves that the rebalancer asked for", [
+  moves = table(byId("moves"), "The last moves that the rebalancer asked for; the arrow keys go from row to row", [
     { id: "age", name: "Ago", number: true },
     { id: "id", name: "Request" },
     { id: "way", name: "From → to" },
