@@ -181,7 +181,7 @@ local function near(chosen, scored)
   for _, e in ipairs(scored) do
     if e ~= chosen then rest[#rest + 1] = e end
   end
-  local other = smallest(rest, 'score')
+  local other = smallest(rest, 'late', 'score')
   return chosen, other, chosen.owned > other.owned and 'affinity' or 'load'
 end
 
@@ -259,7 +259,7 @@ local function best_within(list, max_wait_s)
   for _, e in ipairs(list) do
     if e.wait_s <= max_wait_s then within[#within + 1] = e end
   end
-  return smallest(within, 'score')
+  return smallest(within, 'late', 'score')
 end
 
 -- Outposts -----------------------------------------------------------------------------------------------
@@ -310,10 +310,11 @@ local function best_in_turn(prefix, request, list, tenant, max_wait_s)
     if wait_s < e.wait_s and wait_s <= max_wait_s then
       e.score = e.score - e.wait_s + wait_s
       e.wait_s, e.ttft_s, e.feasible = wait_s, wait_s + e.own_s, wait_s + e.own_s <= request.slo_s
+      e.late = e.feasible and 0 or 1
       within[#within + 1] = e
     end
   end
-  return smallest(within, 'score')
+  return smallest(within, 'late', 'score')
 end
 
 local function release_one(prefix, router_key, charge)
@@ -403,9 +404,9 @@ local function route(keys, args)
     observe(prefix, hashes, key_depth, #request.names, state, now)
   end
   if max_wait_s > 0 and chosen.wait_s > max_wait_s then
-    local best = best_within(pair, max_wait_s)
-    local other = best_within(others(), max_wait_s)
-    if other and not (best and best.score <= other.score) then best = other end
+    local everyone = { unpack(pair) }
+    for _, e in ipairs(others()) do everyone[#everyone + 1] = e end
+    local best = best_within(everyone, max_wait_s)
     -- What another tenant has sent in excess is in nobody's way who takes turns with it.
     -- Its estimates are made anew: they are changed there, and these tell what was weighed.
     local tenant = not best and tenant_of(charge)

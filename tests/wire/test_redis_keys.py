@@ -1,6 +1,8 @@
 """The table of `redis_keys` names every key there is, with its type."""
 
+import itertools
 import re
+from pathlib import Path
 
 from dualmap.limits import Limits
 from dualmap.outposts import MAX_OUTPOSTS
@@ -13,13 +15,21 @@ from tests.wire.pool import WirePool, perf, route_call
 TYPES = {"hash": "hash", "string": "string", "counter": "string", "set": "set", "sorted set": "zset"}
 
 
+def table(text: str) -> list[list[str]]:
+    """The rows of the table of keys in a text, without its marks of code."""
+    lines = text.splitlines()
+    try:
+        first = lines.index("| key | type | holds | writer | life |") + 2
+    except ValueError:
+        return []
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
+
+
 def documented() -> dict[str, str]:
     """Key pattern -> type, from the module's table."""
     found = {}
-    for line in (redis_keys.__doc__ or "").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|") or cells[0] in ("key", "---"):
-            continue
+    for cells in table(redis_keys.__doc__ or ""):
         names = cells[0].split(", ")
         types = cells[1].split(", ")
         types = types * len(names) if len(types) == 1 else types
@@ -71,6 +81,11 @@ def test_every_key_of_a_live_pool_is_documented(pool: WirePool) -> None:
         assert pool.client.type(key).decode() in kinds
         seen.update(matches)
     assert seen == set(table), "documented, and never there"
+
+
+def test_operators_read_the_same_table() -> None:
+    said = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert table(said) == table(redis_keys.__doc__ or "") != []
 
 
 def test_keys_of_a_pool_carry_one_hash_tag() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 
 import grpc
 import msgspec
@@ -214,6 +215,7 @@ class WorkerApp:
             noted=self._cache.num_open,
             engine_version=self._watch.version,
             engine_lacks=[lack.name for lack in self._watch.lacks],
+            clock_s=time.time(),
         )
         if self._presence.lease is not None:
             registration = self._presence.lease.registration

@@ -12,6 +12,8 @@ from dualmap_worker.ownership import KvState, Ownership
 from dualmap_worker.presence import Presence
 
 _PERIOD_S = 0.1
+_UNTOLD = 10
+"""Requests without a KV event, one after the other, until the feed is taken to be silent."""
 
 
 class CacheWatch:
@@ -34,6 +36,11 @@ class CacheWatch:
     def num_open(self) -> int:
         """Requests whose blocks are being noted; zero at rest."""
         return self.holdings.num_open if self.holdings is not None else 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether events are to be followed, and none come of what requests compute."""
+        return self.holdings is not None and self.holdings.num_untold >= _UNTOLD
 
     def start(self, background: Background, lease: Lease, store: Store) -> None:
         """Begin to follow."""

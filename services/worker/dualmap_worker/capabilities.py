@@ -45,7 +45,23 @@ SESSION_IDS = Lack(
     "its KV events do not name the request that they belong to",
     f"Use vLLM {SESSION_IDS_VLLM[0]}.{SESSION_IDS_VLLM[1]} or newer.",
 )
-LACKS = {lack.name: lack for lack in (OLD_VERSION, PROMPT_DETAILS, KV_EVENTS, SESSION_IDS)}
+ONE_CACHE = Lack(
+    "one-cache",
+    "its data-parallel ranks have a cache each: which prefixes it holds is taken from where requests went",
+    "For affinity run one vLLM per rank, without -dp, and a worker beside each.",
+)
+EVENTS_HEARD = Lack(
+    "heard-kv-events",
+    "no KV events come of what its last requests computed: which prefixes it holds is taken from where requests went, "
+    "or from what was heard before",
+    "Compare the worker's --kv-events-url with the endpoint in vLLM's --kv-events-config, its port with firewalls and "
+    "container ports, and see that enable_kv_cache_events is true there and prefix caching is on.",
+)
+LACKS = {
+    lack.name: lack for lack in (OLD_VERSION, PROMPT_DETAILS, KV_EVENTS, SESSION_IDS, ONE_CACHE, EVENTS_HEARD)
+}
+NO_OWNERSHIP = frozenset(lack.name for lack in (KV_EVENTS, SESSION_IDS, ONE_CACHE, EVENTS_HEARD))
+"""The lacks with any of which ownership does not follow the engine's cache."""
 
 
 def known_lacks(launch: EngineLaunch, version: str) -> list[Lack]:
@@ -60,6 +76,8 @@ def known_lacks(launch: EngineLaunch, version: str) -> list[Lack]:
         found.append(KV_EVENTS)
     elif numbers is not None and numbers < SESSION_IDS_VLLM:
         found.append(SESSION_IDS)
+    if len(launch.kv.events) > 1:
+        found.append(ONE_CACHE)
     return found
 
 

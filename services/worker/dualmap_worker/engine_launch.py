@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dualmap_service.errors import SettingsError
+from dualmap_service.ports import free_ports
 from dualmap_worker.settings import DEFAULT_ENGINE_URL, WorkerSettings
 from dualmap_worker.vllm_args import (
     KV_EVENTS,
@@ -16,7 +17,6 @@ from dualmap_worker.vllm_args import (
     REQUEST_ID_HEADERS,
     KvSockets,
     VllmArgs,
-    free_ports,
     given_sockets,
     own_config,
 )
@@ -74,7 +74,7 @@ def _command(settings: WorkerSettings, args: list[str]) -> EngineLaunch:
     if any(_PORT in arg for arg in args):
         if url != DEFAULT_ENGINE_URL:
             raise SettingsError(f"--engine-url {url} contradicts {_PORT}, which takes a free port")
-        port = free_ports(host="127.0.0.1")
+        port = free_ports()
         url, args = f"http://127.0.0.1:{port}", [arg.replace(_PORT, str(port)) for arg in args]
     return EngineLaunch(
         url, tuple(args), {"PYTHONUNBUFFERED": "1"}, settings.engine_api_key, _said_sockets(settings)
@@ -101,7 +101,7 @@ def _vllm(settings: WorkerSettings, args: list[str]) -> EngineLaunch:
         )
     given = VllmArgs(args)
     host = given.value("--host")
-    port = given.number("--port", 0, 1, 65535) or free_ports(host="127.0.0.1")
+    port = given.number("--port", 0, 1, 65535) or free_ports()
     added = [] if host is not None else ["--host", "127.0.0.1"]
     if given.value("--port") is None:
         added += ["--port", str(port)]

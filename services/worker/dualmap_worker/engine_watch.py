@@ -9,7 +9,7 @@ from dualmap.job import Job
 from dualmap.types import EngineLoad
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
 from dualmap_worker.cache_watch import CacheWatch
-from dualmap_worker.capabilities import PROMPT_DETAILS, Lack, ToldDetails, known_lacks
+from dualmap_worker.capabilities import EVENTS_HEARD, PROMPT_DETAILS, Lack, ToldDetails, known_lacks
 from dualmap_worker.engine import Engine, EngineInfo
 from dualmap_worker.engine_launch import EngineLaunch
 from dualmap_worker.errors import EngineError, EngineLostError
@@ -130,9 +130,21 @@ class EngineWatch:
                 self._cache.resized(kv_tokens)
                 await self._announce(kv_tokens)
                 await self._look_closer()
+        self._follow_events()
         # Whatever was held may start now: also into an engine that is gone, since that frees it for another.
         if self._admission.queue:
             self._requests.pump()
+
+    def _follow_events(self) -> None:
+        """Do KV events still come?"""
+        if self._cache.silent == (EVENTS_HEARD in self.lacks):
+            return
+        if self._cache.silent:
+            self.lacks.append(EVENTS_HEARD)
+            _warn(EVENTS_HEARD)
+        else:
+            self.lacks = [lack for lack in self.lacks if lack is not EVENTS_HEARD]
+            log.info("engine.has", extra={"has": EVENTS_HEARD.name})
 
     async def poll_names(self) -> None:
         """Follow what the engine serves: adapters come and go while it runs."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dualmap.job import Job
+from dualmap_service.logs import of_request
 from dualmap_wire.telemetry import MAX_TENANT_CHARS
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import EngineAnswer
@@ -115,7 +116,7 @@ class Flow:
             self._requests.stopped(self)
             return
         if not task.cancelled() and task.exception() is not None:
-            log.error("relay.failed", extra={"request_id": self.job.request_id}, exc_info=task.exception())
+            log.error("relay.failed", extra=self._named(), exc_info=task.exception())
             self.fail(pb.Failed.ENGINE_LOST, "internal error of the worker", not self._answered)
         self._requests.finished(self, self.usage)
 
@@ -134,9 +135,14 @@ class Flow:
 
     def preempted(self) -> None:
         """It waits again."""
-        log.debug("relay.preempted", extra={"request_id": self.job.request_id, "times": self.job.preemptions})
+        log.debug("relay.preempted", extra=self._named(times=self.job.preemptions))
         if self._trace is not None:
             self._trace.preempted(self.job.cached_tokens)
+
+    def _named(self, **facts: object) -> dict[str, object]:
+        """The facts of a log line about it."""
+        trace_id = "" if self._trace is None else self._trace.trace_id
+        return of_request(self.job.request_id, trace_id, **facts)
 
     @property
     def is_silent(self) -> bool:
@@ -160,10 +166,7 @@ class Flow:
             self._end()
         except EngineError as exc:
             # The router passes the failure's message on to the client: the engine's address stays here.
-            facts = {"request_id": self.job.request_id, "error": str(exc)[:500]}
-            if self._trace is not None:
-                facts["trace_id"] = self._trace.trace_id
-            log.warning("relay.engine_failed", extra=facts)
+            log.warning("relay.engine_failed", extra=self._named(error=str(exc)[:500]))
             self.fail(_FAILURES[type(exc)], exc.public, not self._answered)
 
     async def _answer(self, answer: EngineAnswer) -> None:

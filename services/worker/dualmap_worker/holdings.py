@@ -24,6 +24,9 @@ Chunk = bytes
 _LATE_EVENTS_S = 1.0
 """Events come on a way of their own: how long after a request's end some of its blocks may still be told of."""
 
+_LARGE_BLOCK = 1024
+"""Tokens that a block may have before an event has told: those of models with linear attention are the largest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
@@ -50,6 +53,11 @@ class _Ended:
     answered: bool
     until_s: float
 
+    @property
+    def computed_tokens(self) -> int:
+        """What of the prompt was not in the cache, as far as is known."""
+        return self.prompt_tokens - (self.cached_tokens or 0)
+
 
 class Holdings:
     """The chunks of one instance. Time is passed in."""
@@ -64,6 +72,10 @@ class Holdings:
         """Those carried by requests that events have told the end of: what a request read may be gone by its end."""
         self._ended: deque[_Ended] = deque()
         self._changed: set[Chunk] = set()
+        self.num_untold = 0
+        """Requests in a row that must have stored blocks of which no event told."""
+        self._untold_tokens = 0
+        """What those computed, and earlier ones: it turned the cache over as well."""
 
     def __len__(self) -> int:
         """Chunks held."""
@@ -125,7 +137,7 @@ class Holdings:
         """Take what time alone changes."""
         while self._ended and (self._ended[0].until_s <= now_s or self._told_of_all(self._ended[0])):
             self._settle(self._ended.popleft())
-        turned_over = self.blocks.num_stored - self.blocks.capacity_blocks
+        turned_over = self._stored_tokens - self.blocks.capacity_tokens
         while self._believed and next(iter(self._believed.values())) < turned_over:
             chunk, _ = self._believed.popitem(last=False)
             self._changed.add(chunk)
@@ -167,6 +179,11 @@ class Holdings:
     def _settle(self, ended: _Ended) -> None:
         """Give each chunk its block, and let go of what was only on its way."""
         carried = ended.carried
+        if self.blocks.num_stored_by(carried.session):
+            self.num_untold = 0
+        elif self._must_have_stored(ended):
+            self.num_untold += 1
+            self._untold_tokens += ended.computed_tokens
         self._map(ended)
         in_cache_tokens = self._surely_cached(ended)
         self.blocks.close(carried.session)
@@ -183,6 +200,17 @@ class Holdings:
             if chunk not in self:
                 self._changed.add(chunk)
 
+    def _must_have_stored(self, ended: _Ended) -> bool:
+        """Whether it computed at least one whole block; what is not known says nothing."""
+        if not ended.answered or (ended.cached_tokens is None and self.blocks.num_stored):
+            return False
+        return ended.computed_tokens >= (self.blocks.block_size or _LARGE_BLOCK)
+
+    @property
+    def _stored_tokens(self) -> int:
+        """All that the engine has put into its cache, told or not."""
+        return self.blocks.num_stored * self.blocks.block_size + self._untold_tokens
+
     def _surely_cached(self, ended: _Ended) -> int:
         """Leading tokens of the prompt that were in the cache at its end, whatever events told."""
         nothing_told = not self.blocks.num_stored_by(ended.carried.session)
@@ -196,7 +224,7 @@ class Holdings:
         if block is not None:
             self.blocks.confirm(block)
         elif chunk not in self._evicted:
-            self._believed[chunk] = self.blocks.num_stored
+            self._believed[chunk] = self._stored_tokens
             self._believed.move_to_end(chunk)
 
     def _map(self, ended: _Ended) -> None:

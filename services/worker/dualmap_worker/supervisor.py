@@ -7,10 +7,10 @@ answer of the previous process is not taken for one of the next.
 import asyncio
 import logging
 import os
-import random
 import shutil
 from collections.abc import Awaitable, Callable
 
+from dualmap_service.backoff import Backoff
 from dualmap_service.child import Child, start_child
 from dualmap_service.lifecycle import ServiceFailedError, wait_for
 from dualmap_worker.engine_launch import EngineLaunch
@@ -57,7 +57,8 @@ class Supervisor:
 
     async def run(self, lost: Lost) -> None:
         """Until told to stop; ServiceFailedError when it is never ready."""
-        pause_s, starts = self._settings.engine_restart_s, 0
+        # Those that died of one cause must not load their models in step.
+        backoff, starts = Backoff(self._settings.engine_restart_s, _MAX_PAUSE_S), 0
         while not self._stop.is_set():
             why, by_itself = await self._live()
             if self._stop.is_set():
@@ -69,13 +70,11 @@ class Supervisor:
                     f"the engine was never ready in {starts} starts: {why}; the end of what it said:\n{said}"
                 )
             if (self._ready_s or 0.0) >= _STEADY_S:
-                pause_s = self._settings.engine_restart_s
-            # Those that died of one cause must not load their models in step.
-            restart_in_s = pause_s * random.uniform(0.5, 1.0)
+                backoff.reset()
+            restart_in_s = backoff.next_s()
             log.warning("engine.ended", extra={"why": why, "restart_in_s": round(restart_in_s, 2)})
             await lost(why)
             await wait_for(self._stop, restart_in_s)
-            pause_s = min(2 * pause_s, max(_MAX_PAUSE_S, self._settings.engine_restart_s))
 
     async def _live(self) -> tuple[str, bool]:
         """One life of the engine, from its start to its end; returns why it ended, and whether by itself."""

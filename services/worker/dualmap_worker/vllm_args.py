@@ -1,13 +1,13 @@
 """A command line for vLLM: what it says already, and what a worker adds to it."""
 
 import json
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualmap_service.errors import SettingsError
+from dualmap_service.ports import free_ports
 
 PROMPT_DETAILS = "--enable-prompt-tokens-details"
 REQUEST_ID_HEADERS = "--enable-request-id-headers"
@@ -25,7 +25,6 @@ _REFUSED = {
     "--ssl-certfile": "makes it speak TLS; a worker speaks plain HTTP to the engine that it starts",
     "--data-parallel-multi-port-external-lb": "starts a server per rank: run one worker and one vLLM per rank",
 }
-_PORT_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def own_config(ranks: range, folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         events, replay = f"ipc://{folder}/kv", f"ipc://{folder}/replay"
     else:
-        first = free_ports(2 * len(ranks))
+        first = free_ports(2 * len(ranks), host="")
         # vLLM adds the rank.
         events, replay = (f"tcp://*:{first + skip - ranks[0]}" for skip in (0, len(ranks)))
     return {
@@ -180,23 +179,3 @@ def own_config(ranks: range, folder: Path | None) -> dict[str, Any]:
         "endpoint": events,
         "replay_endpoint": replay,
     }
-
-
-def free_ports(count: int = 1, host: str = "") -> int:
-    """The first of `count` free ports in a row."""
-    for _ in range(_PORT_TRIES):
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            first: int = probe.getsockname()[1]
-        if all(_is_free(host, port) for port in range(first + 1, first + count)):
-            return first
-    raise SettingsError(f"found no {count} free ports in a row")
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError):
-            return False
-    return True

@@ -36,6 +36,8 @@ def test_by_how_it_was_started() -> None:
     assert [lack.name for lack in known_lacks(told_not_to, "0.32.0")] == ["prompt-token-details", "kv-events"]
     # Of one that runs already nobody knows yet.
     assert [lack.name for lack in known_lacks(EngineLaunch("u"), "0.32.0")] == ["kv-events"]
+    ranks = EngineLaunch("u", ("x",), kv=KvSockets(("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")))
+    assert [lack.name for lack in known_lacks(ranks, "0.32.0")] == ["one-cache"]
 
 
 def test_versions_are_the_same_everywhere() -> None:
@@ -49,7 +51,7 @@ def test_versions_are_the_same_everywhere() -> None:
 
 
 def test_each_says_what_follows_and_what_to_do() -> None:
-    assert len(LACKS) == 4
+    assert len(LACKS) == 6
     assert all(lack.follows and lack.do for lack in LACKS.values())
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,3 +234,40 @@ def test_it_equals_what_a_recount_finds(seed: int) -> None:
     assert set(held(holdings, *("".join(path) for path in paths))) == expected
     assert len(holdings) == len(expected)
     assert holdings.num_open == 0
+
+
+def test_it_counts_requests_that_must_have_stored_blocks_of_which_nothing_was_told() -> None:
+    def untold(*prompts: tuple[int, int | None], events: Sequence[KvEvent] = ()) -> int:
+        for number, (extra_tokens, cached) in enumerate(prompts):
+            serve(holdings, carried(f"q{number}", extra_tokens=extra_tokens), events, cached)
+        holdings.settle(10.0)
+        return holdings.num_untold
+
+    holdings = Holdings()
+    assert untold((1000, 0)) == 0, "a block of such a model may be larger"
+    assert untold((2000, 1500)) == 0, "all but 500 tokens were there"
+    assert untold((2000, 0), (2000, None)) == 2
+    assert untold((SIZE, 0), events=[stored("q0", 0, 1)]) == 0, "one that was told of"
+    assert untold((SIZE - 1, 0), (10 * SIZE, 9 * SIZE + 1), (10 * SIZE, None)) == 0, (
+        "none of them stored for sure"
+    )
+    assert untold((2 * SIZE, 0), (10 * SIZE, 9 * SIZE)) == 2, "by the size of a block, which is known by now"
+    holdings.arrived(carried("gone", extra_tokens=2000))
+    holdings.left(carried("gone", extra_tokens=2000), 0.0)
+    assert untold() == 2, "nothing was answered"
+
+
+@pytest.mark.parametrize(
+    "events", [[], [stored("s0", 0, 4 * CHUNK_BLOCKS)]], ids=["never any", "one and no more"]
+)
+def test_what_is_believed_turns_over_where_no_events_come(events: Sequence[KvEvent]) -> None:
+    holdings = Holdings()
+    capacity = 100 * CHUNK_BLOCKS * SIZE
+    holdings.blocks.capacity_tokens = capacity
+    for number in range(200):
+        names = [f"{number}-{index}" for index in range(20)]
+        serve(holdings, carried(f"s{number}", *names), events if not number else ())
+        holdings.settle(10.0 * number)
+    holdings.settle(1e9)
+    assert len(holdings) <= capacity // (CHUNK_BLOCKS * SIZE) + 20 + 4
+    assert held(holdings, "199-0", "199-19") == ["199-0", "199-19"]

@@ -1,13 +1,13 @@
 """The feed of KV events over real sockets: gaps filled, restarts noticed, losses known."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
 import zmq
 
+from dualmap_service.ports import free_ports
 from dualmap_sim.engine.block_cache import BlocksRemoved, BlocksStored
 from dualmap_sim.engine.kv_events import KvDialect, ZmqKvPublisher
 from dualmap_worker.errors import KvEventError
@@ -17,18 +17,11 @@ from dualmap_worker.kv_wire import KvEvent, decode_batch
 from ...waiting import eventually
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 class Publisher:
     """An engine's publisher that stays on its ports, and whose live side can be made deaf."""
 
     def __init__(self, **options: object) -> None:
-        self.ports = {"port": free_port(), "replay_port": free_port()}
+        self.ports = {"port": free_ports(), "replay_port": free_ports()}
         self.options = options
         self.number = 0
         self.start()
@@ -189,7 +182,7 @@ async def test_without_replay_a_gap_is_a_loss_and_a_lower_number_a_restart(publi
 
 async def test_a_replay_that_nobody_answers_holds_nothing_up_for_long(publisher: Publisher) -> None:
     follower = Follower(publisher)
-    follower.feed._replay_url = f"tcp://127.0.0.1:{free_port()}"
+    follower.feed._replay_url = f"tcp://127.0.0.1:{free_ports()}"
 
     async def arrive() -> bool:
         publisher.store()

@@ -175,6 +175,24 @@ async def test_an_engine_that_hangs_is_killed_and_started_again(
         assert not alive(old)
 
 
+async def test_an_engine_that_dies_again_and_again_is_started_ever_more_rarely(
+    store: EmbeddedStore, shared: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    generation = 0
+    async with supervised(store, shared, tmp_path, engine_restart_s=0.05) as worker:
+        for number in range(3):
+            generation = (await worker.active(after=generation)).generation
+            worker.engine(number)[0].kill()
+        await worker.active(after=generation)
+    pauses = [record.restart_in_s for record in caplog.records if record.getMessage() == "engine.ended"]
+    bounds = [(0.025 * 2**number, 0.05 * 2**number) for number in range(3)]
+    # They are logged to a hundredth of a second.
+    assert all(low - 0.006 <= s <= high + 0.006 for s, (low, high) in zip(pauses, bounds, strict=True)), (
+        pauses
+    )
+
+
 async def test_a_command_that_never_serves_ends_the_worker_with_what_it_said(store: EmbeddedStore) -> None:
     code = "import sys; print('no such flag: --wrong'); sys.exit(2)"
     settings = WorkerSettings(
