@@ -104,9 +104,9 @@ async def test_restart_ends_a_paused_server() -> None:
 
 async def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with EmbeddedStore() as other:
-        free = embedded_store._free_port
+        free = embedded_store.free_ports
         ports = iter([other.port])
-        monkeypatch.setattr(embedded_store, "_free_port", lambda: next(ports, None) or free())
+        monkeypatch.setattr(embedded_store, "free_ports", lambda: next(ports, None) or free())
         # The other store answers on the contested port: that must not pass for this one.
         async with EmbeddedStore() as store:
             assert store.port != other.port
@@ -115,7 +115,7 @@ async def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_a_failed_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     async with EmbeddedStore() as other:
-        monkeypatch.setattr(embedded_store, "_free_port", lambda: other.port)
+        monkeypatch.setattr(embedded_store, "free_ports", lambda: other.port)
         store = EmbeddedStore()
         with pytest.raises(StoreError, match="Address already in use"):
             await store.start()

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from dualmap_sim.fleet.fleet import Fleet
 from dualmap_sim.fleet.result import Measures, RunResult, summarize
 from dualmap_sim.workloads.arrival import Arrival
+
+R = TypeVar("R")
 
 _T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t for 95 %, by degrees of freedom from 1 on."""
@@ -56,18 +59,19 @@ def most_late(arrivals: Sequence[Arrival], share: float | None) -> int | None:
 
 
 def find_capacity(
-    attempt: Callable[[float], RunResult | None],
+    attempt: Callable[[float], R | None],
     guess_req_s: float,
     tolerance: float = 0.01,
     step: float = 1.25,
-) -> tuple[float, RunResult | None]:
-    """The highest rate at which `attempt` succeeds, within a relative tolerance, and its run.
+) -> tuple[float, R | None]:
+    """The highest rate at which `attempt` succeeds, within a relative tolerance, and what it gave; None is no success.
 
     From the guess on it takes steps by a factor until it has passed the capacity. 0.0 and None when no rate down
     to a thousandth of the guess will do; a hundred times the guess and its run when that succeeds, as it does when a
     workload is so short that it is one burst.
     """
-    low, high, best = 0.0, guess_req_s, None
+    low, high = 0.0, guess_req_s
+    best: R | None = None
     while (result := attempt(high)) is not None:
         low, best, high = high, result, high * step
         if low >= guess_req_s * 100.0:

@@ -71,7 +71,7 @@ class Fleet:
             for router in range(setup.num_routers)
         ]
         self._waiting: list[deque[Flight]] = [deque() for _ in range(setup.num_routers)]
-        self._synced_s = [-1e9] * setup.num_routers
+        self._beat = -1
         self._rebalancer = None
         if setup.rebalance is not None:
             self._rebalancer = SimRebalancer(self.loop, self.instances, setup.rebalance, self._move)
@@ -156,13 +156,18 @@ class Fleet:
 
     def _sight(self, flight: Flight) -> Sight:
         """What its router sees now, to decide on a request."""
-        now_s, router = self.loop.now_s, flight.router
-        sight = self._sights[router]
-        sight.now_s, sight.usable = now_s, self.pool.serving(flight.arrival.adapter)
-        if self._setup.sync_s and now_s - self._synced_s[router] >= self._setup.sync_s:
-            self._synced_s[router] = now_s
-            sight.books = self.books.copy()
+        self._sync()
+        sight = self._sights[flight.router]
+        sight.now_s, sight.usable = self.loop.now_s, self.pool.serving(flight.arrival.adapter)
         return sight
+
+    def _sync(self) -> None:
+        """Routers that keep books of their own read the shared ones on a beat; called before these change or matter."""
+        sync_s = self._setup.sync_s
+        if sync_s and int(self.loop.now_s / sync_s) != self._beat:
+            self._beat = int(self.loop.now_s / sync_s)
+            for sight in self._sights:
+                sight.books = self.books.copy()
 
     def _dispatch(self, flight: Flight, choice: Choice) -> None:
         arrival = flight.arrival
@@ -202,6 +207,7 @@ class Fleet:
 
     def _books(self, router: int) -> list[Books]:
         """Where a router's own bookings go: the shared books, and its own where it keeps some."""
+        self._sync()
         own = self._sights[router].books
         return [self.books] if own is self.books else [self.books, own]
 

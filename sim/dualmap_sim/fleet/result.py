@@ -1,7 +1,7 @@
 """What a run shows: TTFT, attainment under both forms of SLO, slowdown, hits, balance and what the rules did."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, pstdev
@@ -12,6 +12,7 @@ from dualmap_sim.fleet.engine import CHUNK_TOKENS
 from dualmap_sim.fleet.engines import cold_prefill_s
 from dualmap_sim.fleet.flight import Flight
 from dualmap_sim.fleet.setup import FleetSetup
+from dualmap_sim.workloads.arrival import Arrival
 
 FIXED_SLO = Slo(5.0)
 SCALED_SLO = Slo(2.0, 0.5)
@@ -131,7 +132,7 @@ def summarize(
         within_scaled_share=_within(flights, measures.scaled) / num,
         goodput_req_s=within / span_s if span_s > 0 else 0.0,
         hit_share=sum(flight.cached_tokens for flight in flights) / prompt_tokens,
-        ideal_hit_share=_ideal_hits(flights) / prompt_tokens,
+        ideal_hit_share=sum(ideal_hits(flight.arrival for flight in flights)) / prompt_tokens,
         load_cv=pstdev(busy_s) / mean_s if mean_s > 0 else 0.0,
         moves=sum(flight.moves for flight in flights),
         escapes=sum(flight.escaped for flight in flights),
@@ -178,13 +179,13 @@ def _by_tenant(flights: Sequence[Flight], measures: Measures) -> tuple[GroupResu
     return tuple(_group(*group, measures) for group in largest if len(groups) > 1)
 
 
-def _ideal_hits(flights: Sequence[Flight]) -> int:
-    """Prompt tokens that came before; the last token of a prompt is always computed."""
+def ideal_hits(arrivals: Iterable[Arrival]) -> list[int]:
+    """Of each prompt the tokens that came before; the last token of a prompt is always computed."""
     seen: set[int] = set()
-    tokens = 0
-    for flight in flights:
-        chunks = flight.arrival.chunks
+    tokens: list[int] = []
+    for arrival in arrivals:
+        chunks = arrival.chunks
         hits = next((place for place, chunk in enumerate(chunks) if chunk not in seen), len(chunks))
-        tokens += min(hits, (flight.arrival.input_tokens - 1) // CHUNK_TOKENS) * CHUNK_TOKENS
+        tokens.append(min(hits, (arrival.input_tokens - 1) // CHUNK_TOKENS) * CHUNK_TOKENS)
         seen.update(chunks[hits:])
     return tokens

@@ -54,7 +54,8 @@ class FleetSetup:
     """How old telemetry gets before it is read again. Workers report soon after a change: 0.02 is as `bench.fidelity`
     finds the services."""
     sync_s: float = 0.0
-    """How old a router's view of the others' bookings gets; 0 is one set of books for all."""
+    """How often routers read what the others have booked: so old it gets, half as old it is on average. 0 is one set of
+    books for all."""
     noise: float = 0.0
     seed: int = 0
     speed_factors: tuple[float, ...] = field(default=())

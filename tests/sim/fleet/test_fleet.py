@@ -94,3 +94,24 @@ def test_an_adapters_requests_go_where_it_is_served(policy: str) -> None:
     if policy in ("dualmap", "least-loaded", "round-robin"):
         assert where["fr"] == {1, 3} and where["de"] == {0, 1, 2, 3}
     assert fleet.books == Books.empty(4)
+
+
+@pytest.mark.parametrize("num_routers", [2, 8])
+def test_routers_see_what_others_booked_from_the_next_beat_on(num_routers: int) -> None:
+    """However rarely each of them decides: a view is not fresh because it was not looked at."""
+    requests = [
+        Arrival(at_s, f"r{at_s}", 40_000, 1, ()) for at_s in (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.1)
+    ]
+
+    def placed(sync_s: float) -> list[int]:
+        setup = FleetSetup(num_instances=9, num_routers=num_routers, sync_s=sync_s, rebalance=None)
+        setup = with_policy(setup, "least-loaded")
+        fleet = Fleet(setup, make_policy(setup))
+        fleet.run(requests)
+        return [flight.choice.index for flight in fleet.flights if flight.choice is not None]
+
+    assert len(set(placed(0.0))) == 9
+    *early, late = placed(1.0)
+    # Each knows its own alone, and draws among those that look idle.
+    assert len(set(early)) < 8
+    assert late not in early
