@@ -170,7 +170,7 @@ class Stack:
             name, "sim-engine", "--engines", str(count), "--port", "0",
             "--time-scale", str(options.time_scale), *options.engine_flags, *flags,
         )  # fmt: skip
-        ready = await self.line(name, lambda line: "engines" in line)
+        ready = await self.line(name, lambda line: "engines" in line, options.engine_start_s)
         engines = ready["engines"]
         assert isinstance(engines, list)
         urls = [str(engine["url"]) for engine in engines]

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from bench.peers.arena import DUALMAP, ORACLE
+from bench.peers.bounds import Bounds, find_bounds
 from bench.peers.capacity import capacity, middle
 from bench.peers.config import QUICK
 from bench.peers.engines import PROFILE
@@ -237,6 +239,12 @@ def test_launch_lines_show_what_a_person_would_type() -> None:
     assert len(launch_table().splitlines()) == len(PEERS) + 3
 
 
+@pytest.mark.parametrize("workload", ["conversation", "agents"])
+def test_nobody_passes_the_fluid_bound(workload: str) -> None:
+    offline, fluid = find_bounds(workload, replace(QUICK, count=300, agents_s=30.0), None)
+    assert 1.0 < offline < fluid
+
+
 @pytest.mark.parametrize("name", ["conversation", "agents"])
 def test_a_workload_is_the_same_for_everybody(name: str) -> None:
     source = Source(name, 30)
@@ -265,6 +273,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
         {"conversation": Goodput("conversation", curves)},
         {DUALMAP: [outcome(DUALMAP, 4.0, 0.9), outcome(DUALMAP, 4.0, 0.9, routers=2)]},
         overhead,
+        {"conversation": Bounds(9.0, 14.0)},
     )
     write(results, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
@@ -274,5 +283,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
     assert "- a: 3 requests failed\n- 1 windows are in doubt" in page
     assert "1 of 5 runs are doubtful" in page
     assert "No trace was given" in page
+    assert "9.00/s by an order" in page and "more than 14.00/s by nobody" in page
+    assert "Twice the best shipping peer's capacity is 8.00/s." in page
     assert (tmp_path / "pictures/benchmarks-conversation.png").stat().st_size < 200_000
     assert msgspec.json.encode(overhead)

@@ -1,6 +1,7 @@
 """`dualmap keys`: a key that is printed once, and a file that routers take."""
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -53,6 +54,28 @@ def test_a_file_grows_and_keeps_no_key(tmp_path: Path) -> None:
     assert "k1" not in listed
 
 
+def test_the_most_urgent_priority_of_a_key_is_in_the_file_and_in_the_list(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    asked = {"usual": (), "urgent": ("--priority", -5), "operator": ("--admin",)}
+    shown = {}
+    for name, options in asked.items():
+        got = run("new", "--name", name, "--tenant", "acme", *options, "--file", path)
+        assert got.exit_code == 0, got.output
+        shown[name] = ring(path).find(got.stdout.strip())
+    assert {name: key and key.caller.most_urgent for name, key in shown.items()} == {
+        "usual": 0,
+        "urgent": -5,
+        "operator": None,
+    }
+    assert [entry.get("priority") for entry in json.loads(path.read_text())["keys"]] == [None, -5, None]
+    rows = [re.findall(r"[\w-]+", line) for line in run("list", "--file", path).output.splitlines()]
+    assert [row for row in rows if row and row[0] in asked] == [
+        ["usual", "acme", "0"],
+        ["urgent", "acme", "-5"],
+        ["operator", "acme", "any", "yes"],
+    ]
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "keys.json"
@@ -70,6 +93,8 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
         (("--name", "k", "--tenant", "t", "--expires", "soon"), "$.expires"),
         (("--name", "k", "--tenant", "t", "--requests-per-s", 0), "$.requests_per_s"),
         (("--name", "k", "--tenant", "t", "--concurrency", 0), "$.concurrency"),
+        (("--name", "k", "--tenant", "t", "--priority", 1), "$.priority"),
+        (("--name", "k", "--tenant", "t", "--priority", -1, "--admin"), "administrator"),
     ],
 )
 def test_what_is_no_key(args: tuple[object, ...], said: str, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """deploy/prometheus: rules that use what exists, alerts with a runbook each, and each seen to fire and to clear."""
 
 import re
-import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +13,10 @@ from dualmap_router.metrics import TTFT_BUCKETS
 from dualmap_router.settings import RouterSettings
 
 from ..metric_list import PROMETHEUS, ROOT, check_expression, known_series, rules, uses
+from ..needs import needs
 
 ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
 RECORDED = {rule["record"]: rule for rule in rules("recording.yml")}
-PROMTOOL = shutil.which("promtool")
-
-needs_promtool = pytest.mark.skipif(
-    PROMTOOL is None, reason="no promtool here: apt-get install --no-install-recommends prometheus"
-)
 
 
 @pytest.mark.parametrize("name", [*RECORDED, *ALERTS])
@@ -78,19 +73,19 @@ def test_an_objective_is_an_edge_of_the_buckets() -> None:
 
 
 def promtool(*args: str, cwd: Path = PROMETHEUS) -> None:
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *args], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    command = ["promtool", *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@needs_promtool
+@needs("promtool")
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
     config = (PROMETHEUS / "prometheus.yml").read_text()
     (tmp_path / "prometheus.yml").write_text(config.replace("/etc/prometheus", str(PROMETHEUS)))
     promtool("check", "config", "prometheus.yml", cwd=tmp_path)
 
 
-@needs_promtool
+@needs("promtool")
 def test_alerts_fire_and_clear() -> None:
     promtool("test", "rules", "alerts_test.yml")
 

@@ -31,7 +31,10 @@ def keys() -> None:
     "--burst", type=int, help="Requests that may come at once after a pause; else a second's worth."
 )
 @click.option("--concurrency", type=int, help="The tenant's requests at once.")
-@click.option("--admin", is_flag=True, help="May also look at /debug.")
+@click.option(
+    "--priority", type=int, help="The most urgent that it may ask for, 0 or less: smaller is more urgent."
+)
+@click.option("--admin", is_flag=True, help="May also look at /debug, and ask for any priority.")
 @click.option("--expires", metavar="TIME", help="As 2027-01-01T00:00:00Z.")
 @click.option("--file", "path", type=_FILE, help="Put its entry into this file; routers follow it.")
 def new(path: Path | None, admin: bool, **fields: Any) -> None:
@@ -63,7 +66,7 @@ def list_keys(path: Path) -> None:
         entries = load_entries(path)
     except KeysError as exc:
         raise click.ClickException(str(exc)) from exc
-    table = Table("name", "tenant", "requests/s", "burst", "at once", "admin", "expires")
+    table = Table("name", "tenant", "requests/s", "burst", "at once", "priority", "admin", "expires")
     for entry in entries:
         limits = entry.limits()
         rate = (f"{limits.requests_per_s:g}", str(limits.burst)) if limits.requests_per_s else ("", "")
@@ -72,6 +75,7 @@ def list_keys(path: Path) -> None:
             entry.tenant,
             *rate,
             str(limits.concurrency or ""),
+            _priority(entry),
             "yes" if entry.admin else "",
             _when(entry),
         )
@@ -96,6 +100,11 @@ def revoke(name: str, path: Path) -> None:
     except KeysError as exc:
         raise click.ClickException(str(exc)) from exc
     click.echo(f"{name!r} is out of {path}; routers that follow it refuse it within two seconds.", err=True)
+
+
+def _priority(entry: KeyEntry) -> str:
+    most_urgent = entry.most_urgent()
+    return "any" if most_urgent is None else str(most_urgent)
 
 
 def _when(entry: KeyEntry) -> str:

@@ -5,6 +5,16 @@ from collections.abc import Mapping
 import msgspec
 
 
+class FailedTry(msgspec.Struct, frozen=True):
+    """An error after which the client asked again."""
+
+    error: str
+    target: str
+    """Who gave it."""
+    at_s: float
+    """Model seconds since the run began."""
+
+
 class RequestRecord(msgspec.Struct, kw_only=True):
     """One request's outcome; seconds are model seconds, `due_s` and `sent_s` since the run began.
 
@@ -40,8 +50,12 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cached_chunks: int | None = None
     predicted_ttft_s: float | None = None
     moves: int = 0
-    retried: list[str] = msgspec.field(default_factory=list)
-    """The errors after which the client asked again."""
+    failed_tries: list[FailedTry] = msgspec.field(default_factory=list)
+
+    @property
+    def retried(self) -> list[str]:
+        """The errors after which the client asked again."""
+        return [one.error for one in self.failed_tries]
 
     @property
     def ok(self) -> bool:
@@ -58,8 +72,11 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         if self.error is None:
             self.error, self.detail = kind, detail
 
-    def asked_again(self, target: str) -> "RequestRecord":
-        """The record of a further try; it keeps when the first one was due and sent."""
+    def asked_again(self, target: str, failed_s: float) -> "RequestRecord":
+        """The record of a further try; it keeps when the first one was due and sent.
+
+        `failed_s` is when the last one came to nothing.
+        """
         assert self.error is not None
         return RequestRecord(
             request_id=self.request_id,
@@ -70,7 +87,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
             session=self.session,
             tenant=self.tenant,
             input_tokens=self.input_tokens,
-            retried=[*self.retried, self.error],
+            failed_tries=[*self.failed_tries, FailedTry(self.error, self.target, failed_s)],
         )
 
     def read_headers(self, headers: Mapping[str, str], time_scale: float) -> None:

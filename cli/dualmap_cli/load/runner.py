@@ -110,10 +110,12 @@ class _Replay:
         record = self.records[number]
         try:
             await self._exchange.run(request, body, record, sent_at)
-            while record.error in _RETRIED and len(record.retried) < self._options.retries:
-                await asyncio.sleep(_RETRY_S * 2 ** len(record.retried))
-                next_url = self._urls[(number + len(record.retried) + 1) % len(self._urls)]
-                record = self.records[number] = record.asked_again(next_url)
+            while record.error in _RETRIED and len(record.failed_tries) < self._options.retries:
+                failed_s = record.sent_s + (time.perf_counter() - sent_at) * self._options.time_scale
+                num_failed = len(record.failed_tries)
+                await asyncio.sleep(_RETRY_S * 2**num_failed)
+                next_url = self._urls[(number + num_failed + 1) % len(self._urls)]
+                record = self.records[number] = record.asked_again(next_url, failed_s)
                 await self._exchange.run(request, body, record, sent_at)
         finally:
             self._room.release()

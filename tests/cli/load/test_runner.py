@@ -179,6 +179,9 @@ async def test_a_request_that_got_no_answer_is_sent_to_the_next_url(endpoint: En
     first, second = result.records
     assert (first.ok, first.target, first.retried) == (True, endpoint.url, ["connect"])
     assert first.ttft_s is not None and first.ttft_s > 0.1, "counts from the first try"
+    [failed] = first.failed_tries
+    assert failed.target == dead
+    assert first.sent_s <= failed.at_s < first.sent_s + first.ttft_s - 0.1, "before it waited and asked again"
     assert (second.ok, second.retried) == (True, [])
     assert result.report.sent == result.report.answered == 2
 
