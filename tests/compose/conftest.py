@@ -1,13 +1,17 @@
 """The system in containers, as compose.yaml has it: built, started once, and gone without a trace at the end."""
 
+import asyncio
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from dualmap_service.ports import free_ports
+
+from ..waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 PROJECT = f"dualmap-test-{os.getpid()}"
@@ -46,9 +50,28 @@ class Compose:
         """Names of a service's running containers."""
         return self.run("ps", "--format", "{{.Name}}", service).split()
 
-    def kill(self, container: str) -> None:
-        """SIGKILL, as the kernel does when memory runs out."""
-        self.docker("kill", "--signal", "KILL", container)
+    def inspect(self, template: str, *containers: str) -> list[str]:
+        """A line for each."""
+        return self.docker("inspect", "--format", template, *containers).splitlines()
+
+    def signal(self, container: str, name: str = "KILL") -> None:
+        """To its first process; SIGKILL as the kernel does when memory runs out."""
+        self.docker("kill", "--signal", name, container)
+
+    def health(self, *containers: str) -> set[str]:
+        """What their health checks say."""
+        return set(self.inspect("{{.State.Health.Status}}", *containers))
+
+    async def start(self, *containers: str) -> None:
+        """Start containers that ended, and wait until they are healthy."""
+        await asyncio.to_thread(self.docker, "start", *containers)
+
+        async def healthy() -> bool:
+            # Asking takes a good part of a core, which the system wants as well.
+            await asyncio.sleep(0.3)
+            return await asyncio.to_thread(self.health, *containers) == {"healthy"}
+
+        await eventually(healthy, 60.0)
 
     def up(self, *args: str) -> None:
         """Start what does not run, and wait until all are healthy."""
@@ -64,17 +87,11 @@ def left_behind() -> list[str]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def system() -> Iterator[Compose]:
     """The system, up and healthy."""
     assert shutil.which("docker"), "these tests need a Docker engine with the Compose plugin"
-    compose = Compose(_free_port(), _free_port())
+    compose = Compose(free_ports(), free_ports())
     try:
         compose.run("build")
         compose.up()
@@ -86,3 +103,10 @@ def system() -> Iterator[Compose]:
     finally:
         compose.run("--profile", "*", "down", "--volumes", "--timeout", "5", check=False)
     assert left_behind() == []
+
+
+@pytest.fixture(scope="session")
+def scaled(system: Compose) -> Compose:
+    """The same with four routers."""
+    system.up("--scale", "router=4")
+    return system
