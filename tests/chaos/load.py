@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
+
+import msgspec
 
 from dualmap_cli.load import LoadOptions, RequestRecord, Slo, run_load
 from dualmap_sim.workloads import TimedRequest, Traffic, make_workload
@@ -43,8 +47,15 @@ Workloads = Sequence[tuple[Sequence[TimedRequest], bool]]
 """(requests, streamed) workloads."""
 
 
-async def ask(world: World, workloads: Workloads, retries: int = 8) -> list[RequestRecord]:
-    """Send everything when it is due; a client whose router dies asks another, as behind a load balancer."""
+async def ask(
+    world: World, workloads: Workloads, retries: int = 8, since_s: float | None = None
+) -> list[RequestRecord]:
+    """Send everything when it is due; a client whose router dies asks another, as behind a load balancer.
+
+    The records' times count from `since_s` of `time.perf_counter`, or from now: each run's own count from when it began
+    to send, which on a busy machine is later than whatever else counts from the same moment.
+    """
+    since_s = time.perf_counter() if since_s is None else since_s
 
     def options(stream: bool) -> LoadOptions:
         return LoadOptions(
@@ -57,14 +68,32 @@ async def ask(world: World, workloads: Workloads, retries: int = 8) -> list[Requ
             check=says_its_own_answer,
         )
 
-    runs = (run_load(requests, world.router_urls, options(stream)) for requests, stream in workloads)
-    return [record for result in await asyncio.gather(*runs) for record in result.records]
+    async def run(requests: Sequence[TimedRequest], stream: bool) -> list[RequestRecord]:
+        begun_s: list[float] = []
+
+        def noticed() -> Iterator[TimedRequest]:
+            begun_s.append(time.perf_counter())
+            yield from requests
+
+        result = await run_load(noticed(), world.router_urls, options(stream))
+        return [_later(record, begun_s[0] - since_s) for record in result.records]
+
+    return [record for records in await asyncio.gather(*starmap(run, workloads)) for record in records]
+
+
+def _later(record: RequestRecord, by_s: float) -> RequestRecord:
+    tries = [msgspec.structs.replace(failed, at_s=failed.at_s + by_s) for failed in record.failed_tries]
+    return msgspec.structs.replace(
+        record, due_s=record.due_s + by_s, sent_s=record.sent_s + by_s, failed_tries=tries
+    )
 
 
 @contextlib.asynccontextmanager
-async def asking(world: World, workloads: Workloads) -> AsyncIterator["asyncio.Task[list[RequestRecord]]"]:
+async def asking(
+    world: World, workloads: Workloads, since_s: float
+) -> AsyncIterator["asyncio.Task[list[RequestRecord]]"]:
     """The same meanwhile; await the task for its records."""
-    task = asyncio.create_task(ask(world, workloads))
+    task = asyncio.create_task(ask(world, workloads, since_s=since_s))
     try:
         yield task
         await task

@@ -2,12 +2,13 @@
 
 import pytest
 
+from dualmap_cli.load import FailedTry, RequestRecord
 from dualmap_wire.redis_keys import PoolKeys
 
 from . import faults
 from .load import Mix
 from .rest import Footprint, remains, settle
-from .trial import Planned, make_lanes, run_trial
+from .trial import ECHO_S, Happened, Outcome, Planned, make_lanes, run_trial
 from .world import World
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
@@ -39,6 +40,50 @@ async def test_a_wrong_text_and_an_unexplained_error_are_seen(world: World) -> N
     outcome.happened.clear()
     with pytest.raises(AssertionError, match="http_500"):
         outcome.check()
+
+
+ROUTERS = {"http://one": "router-1", "http://two": "router-2"}
+EXPLAINED = [
+    (faults.RestartRouter("router-1"), "http_503", "http://one", 3.0, True),
+    (faults.RestartRouter("router-1"), "http_503", "http://one", 4.0 + ECHO_S - 0.1, True),
+    (faults.RestartEverything(), "http_503", "http://two", 3.0, True),
+    (faults.KillRouter("router-1"), "disconnected", "http://one", 2.0, True),
+    # Another router's ...
+    (faults.RestartRouter("router-1"), "http_503", "http://two", 3.0, False),
+    (faults.KillRouter("router-2"), "disconnected", "http://one", 3.0, False),
+    # ... before it, or long after it ...
+    (faults.RestartRouter("router-1"), "http_503", "http://one", 1.9, False),
+    (faults.RestartRouter("router-1"), "http_503", "http://one", 4.0 + ECHO_S, False),
+    # ... or not what it does.
+    (faults.RestartRouter("router-1"), "cut", "http://one", 3.0, False),
+    (faults.StoreFreezes(), "http_503", "http://one", 3.0, False),
+    (faults.KillWorker("worker-1"), "disconnected", "http://one", 3.0, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "error", "target", "at_s", "explained"), EXPLAINED)
+async def test_a_fault_explains_what_its_own_router_did_then(
+    fault: faults.Fault, error: str, target: str, at_s: float, explained: bool
+) -> None:
+    """Of a request that was under way all the time, and was answered by the other router in the end."""
+    other = next(url for url in ROUTERS if url != target)
+    tries = [FailedTry(error, target, at_s)]
+    record = RequestRecord(
+        request_id="a",
+        target=other,
+        due_s=0.0,
+        sent_s=0.0,
+        slo_s=5.0,
+        finished=True,
+        e2e_s=50.0,
+        failed_tries=tries,
+    )
+    outcome = Outcome([record], [Happened(fault, 2.0, 4.0)], ROUTERS)
+    if explained:
+        outcome.check()
+    else:
+        with pytest.raises(AssertionError, match=f"retried {error}"):
+            outcome.check()
 
 
 async def test_a_hung_engine_is_a_timeout_and_leaves_nothing(world: World) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 import signal
-import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from dualmap_cli.stack import Stack, StackOptions
+from dualmap_cli.stack import StackOptions
+from dualmap_service.ports import free_ports
 from dualmap_wire.redis_keys import PoolKeys
-from dualmap_worker.vllm_args import free_ports
 
+from ..clocks import ClockedStack
 from ..integration.load_checks import fetch, metric, rebalancer_url, until
 from ..link import Link
 from ..relay import Relay
@@ -39,7 +39,7 @@ OPTIONS = StackOptions(
 """Four engines, each a process of its own beside its worker; two routers, a leader and a standby."""
 
 
-class World(Stack):
+class World(ClockedStack):
     """A `Stack` whose parts reach each other through links.
 
     A worker listens on 127.0.0.1 and advertises 127.0.1.N: there the same ports lead through its `session` link and
@@ -86,26 +86,6 @@ class World(Stack):
         """How many there are of each kind of part."""
         options = self.options
         return {"worker": options.workers, "engine": options.workers, "router": options.routers}
-
-    # Clocks
-
-    def environment(self, name: str) -> dict[str, str]:
-        """Every part has a wall clock of its own: `stepped_clock/` is found before the standard library is."""
-        self.set_clock(name, 0.0)
-        here = Path(__file__).parent / "stepped_clock"
-        return {
-            **super().environment(name),
-            "PYTHONPATH": str(here),
-            "STEPPED_CLOCK": str(self._clock(name)),
-        }
-
-    def set_clock(self, name: str, ahead_s: float) -> None:
-        """Put a part's wall clock that far before or behind this machine's."""
-        with self._clock(name).open("r+b" if self._clock(name).exists() else "w+b") as file:
-            file.write(struct.pack("d", ahead_s))
-
-    def _clock(self, name: str) -> Path:
-        return self.logs / f"{name}.clock"
 
     # Building
 

@@ -108,7 +108,7 @@ async def asked(pieces: list[bytes]) -> bytes:
         await asyncio.sleep(0)
     # Nobody waits for ever, and nothing is held when all is over.
     assert wire.closed
-    assert (server.held_bytes, server.connections, faults) == (0, set(), [])
+    assert (server.room.held_bytes, server.connections, faults) == (0, set(), [])
     return wire.written
 
 

@@ -145,8 +145,37 @@ KEYS = [
         (401,)),
     Attack("a request behind one without a key", head("content-length: 0", key="") + HIDDEN, (401,)),
     Attack("a large body without a key", head(f"content-length: {1 << 20}", key="") + b"a" * (1 << 20), (401,)),
+    Attack("a body for a probe that needs no key", head(f"content-length: {1 << 20}", key="", method="GET",
+        target="/healthz") + b"a" * (1 << 20), (413,)),
+    Attack("chunks for a page that needs no key", head("transfer-encoding: chunked", key="", method="GET",
+        target="/metrics") + b"1\r\na\r\n0\r\n\r\n", (413,)),
     Attack("a look inside by a tenant", post(target="/debug/explain"), (403,), "administrator"),
     Attack("a look inside, encoded", post(target="/%64ebug/explain"), (403,), "administrator"),
+]  # fmt: skip
+
+MORE = "asks for more than this key may"
+URGENT = "x-dualmap-priority: -2147483648"
+TWICE = HI[:-1] + b', "priority": -1, "priority": 0}'
+PRIORITIES = [
+    Attack("before everybody, by header", post(URGENT), (403,), MORE),
+    Attack("before everybody, by vLLM's header", post("x-vllm-priority: -1"), (403,), MORE),
+    Attack("... behind a modest one", post("x-vllm-priority: 0", "x-vllm-priority: -1"), (403,), MORE),
+    Attack("... behind a modest one of ours", post("x-dualmap-priority: 0", "x-vllm-priority: -1"), (403,), MORE),
+    Attack("before everybody, by the body", post(data=body(priority=-(2**63))), (403,), MORE),
+    Attack("... behind a modest header", post("x-dualmap-priority: 0", data=body(priority=-1)), (403,), MORE),
+    Attack("... its name in disguise", post(data=HI[:-1] + b', "prior\\u0069ty": -1}'), (403,), MORE),
+    Attack("... its name twice", post(data=TWICE), (403,), MORE),
+    Attack("... its name twice, once in disguise", post(data=HI[:-1] + b', "pr\\u0069ority": -1, "priority": 0}'),
+        (403,), MORE),
+    Attack("... as a text", post(data=body(priority="-1")), (400,), "priority"),
+    Attack("before everybody, in a completion", post(target=TEXT, data=b'{"prompt": "x", "priority": -1}'), (403,),
+        MORE),
+    Attack("... in embeddings", post(target="/v1/embeddings", data=b'{"input": "x", "priority": -1}'), (403,), MORE),
+    Attack("... in what is not looked into", post(target="/v1/rerank", data=b'{"query": "x", "priority": -1}'), (403,),
+        MORE),
+    Attack("... in JSON that only some read", post(target="/tokenize", data=b'{"prompt": NaN, "priority": -1}'), (403,),
+        MORE),
+    Attack("... in UTF-16", post(target="/tokenize", data='{"priority": -1}'.encode("utf-16")), (403,), MORE),
 ]  # fmt: skip
 
 PASSING = [
@@ -157,6 +186,10 @@ PASSING = [
         target="/healthz"), (200,)),
     Attack("a line end in the request's id", post("x-request-id: a%0d%0aset-cookie: b"), (200,), reaches=1),
     Attack("text that is not ASCII in a header", post("x-odd: \xff\xe9"), (200,), reaches=1),
+    Attack("a priority that is no more urgent than others'", post("x-dualmap-priority: 3", data=body(priority=0)),
+        (200,), reaches=1),
+    Attack("a priority behind the body", head("transfer-encoding: chunked", "connection: close") + b"%b\r\n%b\r\n0\r\n"
+        % (HEX, HI) + f"{URGENT}\r\nx-vllm-priority: -1\r\n\r\n".encode(), (200,), reaches=1),
     Attack("a body that is cut short", head("content-length: 100") + b"{", ()),
     Attack("a head that is cut short", head("content-length: 100")[:-2], ()),
     Attack("a completion through the chat's path", post(data=b'{"prompt": "x"}'), (400,)),
@@ -170,6 +203,7 @@ KINDS = {
     "Too large": LARGE,
     "Targets": TARGETS,
     "Keys": KEYS,
+    "Priorities that a key may not ask for": PRIORITIES,
     "What may look like one and is let through, or is no request": PASSING,
 }
 ATTACKS = [attack for attacks in KINDS.values() for attack in attacks]
@@ -182,7 +216,8 @@ credential, no header of ours. Made by `python -m tests.integration.attacks > do
 
 What takes more than bytes on one connection is a test of its own there: heads, bodies and chunks that never end, a
 thousand silent connections, headers that are not for the engine or not for the client, another tenant's cache,
-guessed keys, clients that go while they are refused.
+guessed keys, clients that go while they are refused. What a client can make a router hold, and for how long, is in
+`tests/services/router/test_http_patience.py`.
 """
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,6 @@ from .load_checks import fetch, until
 SPEED = 60
 """What takes a minute in production takes a second here: windows, `for` and intervals alike."""
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
-
-
-def find_prometheus() -> str | None:
-    """The binary, where there is one."""
-    return shutil.which("prometheus")
 
 
 def _faster(durations: str) -> str:
@@ -89,9 +83,7 @@ class Prometheus:
 
 
 @contextmanager
-def watching(
-    binary: str, folder: Path, routers: Sequence[str], rebalancers: Sequence[str]
-) -> Iterator[Prometheus]:
+def watching(folder: Path, routers: Sequence[str], rebalancers: Sequence[str]) -> Iterator[Prometheus]:
     """Prometheus scraping these URLs, with the jobs and labels of deploy/prometheus/prometheus.yml."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "250ms")
@@ -106,7 +98,7 @@ def watching(
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     flags = ("--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}")
-    child = start_child([binary, *flags], "prometheus", folder / "prometheus.log", cwd=folder)
+    child = start_child(["prometheus", *flags], "prometheus", folder / "prometheus.log", cwd=folder)
     try:
         yield Prometheus(f"http://{address}")
     except BaseException:

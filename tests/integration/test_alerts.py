@@ -17,17 +17,12 @@ import pytest
 from dualmap_cli.stack import Stack, StackOptions
 
 from ..metric_list import ROOT, rules
+from ..needs import needs
 from .conftest import chat, faults, leftovers, running, unique_text
 from .load_checks import fetch, until
-from .prometheus import SPEED, Prometheus, find_prometheus, watching
+from .prometheus import SPEED, Prometheus, watching
 
-_BINARY = find_prometheus()
-pytestmark = [
-    pytest.mark.skipif(
-        _BINARY is None, reason="no prometheus here: apt-get install --no-install-recommends prometheus"
-    ),
-    pytest.mark.timeout(240),
-]
+pytestmark = [needs("prometheus"), pytest.mark.timeout(240)]
 _CLIENTS = 10
 _THINK_S = 0.4
 """Between an answer and the next request: a window full of fast ones outweighs the few that slow engines give."""
@@ -40,11 +35,10 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    assert _BINARY is not None
     with asyncio.Runner() as runner:
         ready = runner.run(stack.event("rebalancer-1", "rebalancer.ready"))
         folder: Path = tmp_path_factory.mktemp("prometheus")
-        with watching(_BINARY, folder, stack.router_urls, [str(ready["metrics_address"])]) as server:
+        with watching(folder, stack.router_urls, [str(ready["metrics_address"])]) as server:
             runner.run(until(server.ready, 30, "Prometheus answers"))
 
             async def all_up() -> bool:

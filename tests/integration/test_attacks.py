@@ -142,9 +142,10 @@ async def test_a_thousand_connections_that_say_nothing(target: Target) -> None:
 async def test_headers_that_are_not_for_the_engine(target: Target) -> None:
     """Hop by hop, nominated by Connection, or ours: none passes inward."""
     hop = (
-        "connection: x-mine, keep-alive", "x-mine: a", "keep-alive: timeout=5", "te: trailers", "trailer: x-late",
-        "upgrade: websocket", "proxy-authorization: Basic abc", "proxy-connection: keep-alive", "x-dualmap-tenant: ops",
-        "x-dualmap-instance: worker-9", "x-dualmap-reason: escape", "http2-settings: AA", "expect: 100-continue",
+        "connection: upgrade, x-mine, keep-alive", "upgrade: websocket", "x-mine: a", "keep-alive: timeout=5",
+        "te: trailers", "trailer: x-late", "proxy-authorization: Basic abc", "proxy-connection: keep-alive",
+        "x-dualmap-tenant: ops", "x-dualmap-instance: worker-9", "x-dualmap-reason: escape", "http2-settings: AA",
+        "expect: 100-continue",
     )  # fmt: skip
     statuses, _ = await sent(target.url, post(*hop, "x-theirs: b", "x-forwarded-for: 1.2.3.4"))
     assert statuses[-1] == 200

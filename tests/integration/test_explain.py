@@ -35,7 +35,10 @@ async def test_it_says_what_then_happens(system: Stack, http: aiohttp.ClientSess
     random_number = random.Random(7)
     prefixes = [unique_text(size) for size in (100, 3000, 9000, 20_000, 30_000)]
     agreed = compared = 0
-    for turn in range(40):
+    # A speed that was measured while the machine was busy makes many decisions close; more answers mend it.
+    for turn in range(400):
+        if compared == 15:
+            break
         prefix = random_number.choice(prefixes)
         text = prefix[: random_number.randrange(1, len(prefix))] + unique_text(random_number.randrange(3000))
         path, body = random_number.choice(
@@ -61,7 +64,7 @@ async def test_it_says_what_then_happens(system: Stack, http: aiohttp.ClientSess
             assert headers["x-dualmap-reason"] == decision["reason"]
             assert headers["x-dualmap-cached-chunks"] == str(decision["cached_chunks"])
             assert decision["reason"] in REASONS
-    assert compared >= 10
+    assert compared == 15
     # What else runs on this machine shows in measured speeds, hence not every single one.
     assert agreed >= 0.9 * compared
 

@@ -30,6 +30,14 @@ async def ask(stack: Stack, http: aiohttp.ClientSession) -> list[float]:
     return [(await timed(http, url, OTHER, unique_text(PROMPT_BYTES)))[0] for _ in range(ASKED)]
 
 
+URGENT = [
+    ({"x-dualmap-priority": "-2147483648"}, {}),
+    ({"x-vllm-priority": "-2147483648"}, {}),
+    ({}, {"priority": -2147483648}),
+]
+"""Headers and fields by which a flood might have itself served before everybody."""
+
+
 @asynccontextmanager
 async def flooded(
     stack: Stack, http: aiohttp.ClientSession
@@ -102,4 +110,29 @@ async def test_a_flood_costs_another_tenant_no_more_than_a_few_times_its_ttft(
     )
     async with Stack(options) as stack:
         assert (await times_as_long(stack, http) <= FACTOR) == is_fair
+        await assert_at_rest(stack)
+
+
+async def test_a_flood_that_calls_itself_urgent_is_refused(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    """Priorities are above tenants' turns: let in, such a flood would be served whole before anybody else."""
+    flags = {"api_keys_file": write_keys(tmp_path / "keys.json")}
+    options = StackOptions(routers=1, workers=1, rebalancers=0, time_scale=4.0, router_flags=flags)
+    async with Stack(options) as stack:
+        [url] = stack.router_urls
+
+        async def urgent(number: int) -> int:
+            headers, fields = URGENT[number % len(URGENT)]
+            body = completion(unique_text(PROMPT_BYTES), **fields)
+            named = {"authorization": f"Bearer {ACME}", **headers}
+            async with http.post(url + TEXT, json=body, headers=named) as response:
+                await response.read()
+                return response.status
+
+        alone_s = median(await ask(stack, http))
+        flood = asyncio.gather(*(urgent(number) for number in range(FLOOD)))
+        under_flood_s = max(await ask(stack, http))
+        assert set(await flood) == {403}
+        assert under_flood_s <= FACTOR * alone_s
         await assert_at_rest(stack)

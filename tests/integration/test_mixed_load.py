@@ -11,9 +11,11 @@ _SHAPE = {"system_tokens": 1024, "user_tokens": 60, "answer_tokens": 12, "turns_
 
 async def test_a_thousand_requests_with_a_hotspot_are_answered_once() -> None:
     # 18 requests per model second: at scale 4 about 70 a second, which two busy cores can do.
-    async with Stack(StackOptions(routers=2, workers=4, time_scale=4.0)) as stack:
+    # Redis has time to answer, however busy the machine is: that routers decide alone then is not what this is about.
+    flags = {"route_deadline_ms": 1000.0}
+    async with Stack(StackOptions(routers=2, workers=4, time_scale=4.0, router_flags=flags)) as stack:
         chats = make_workload("chat", Traffic(15.5, 930), _SHAPE)
-        hot = add_hotspot(chats, Hotspot(share=0.5, prefix_tokens=4096, tail_tokens=1024))
+        hot = add_hotspot(chats, Hotspot(share=0.5, prefix_tokens=4096, tail_tokens=2048))
         whole = prompts("whole", rate_req_s=1.5, count=90, tokens=1024)
         async with under_load(stack, (hot, True), (whole, False)) as load:
             records = await load.records()
@@ -26,7 +28,7 @@ async def test_a_thousand_requests_with_a_hotspot_are_answered_once() -> None:
         assert placed == {f"worker-{number}" for number in (1, 2, 3, 4)}
         hot_ones = [record for record in records if record.session == "hotspot"]
         assert len(hot_ones) > 100
-        # What follows the hot prefix is more than one instance can prefill in time: it does not stay on one.
+        # What follows the hot prefix, 16,000 tokens a second, is more than one instance prefills: it spreads.
         assert len({record.instance for record in hot_ones}) > 1
         cached = sum(record.cached_tokens or 0 for record in records)
         assert cached > 0.5 * sum(

@@ -3,57 +3,31 @@
 Skipped where there is no Chromium: `apt-get install chromium`.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from bench.page.chromium import Tab, chromium, find_chromium
+from bench.page.chromium import Tab, chromium
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
 
+from ..needs import needs
+from ..services.router.keys_file import entry, write
 from ..waiting import eventually
+from .browser import DOWN, ENTER, ESCAPE, HOME, RIGHT, ROW, SPACE, TAB, focused, page_of, tab_to
 from .conftest import chat, post, unique_text
+from .guarded import ACME, ADMIN, CHAT, ENTRIES, ask, write_keys
 from .load_checks import prompts, under_load
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no chromium here: apt-get install chromium")
+pytestmark = needs("chromium")
 
 HOSTILE = "<img src=x onerror=document.title='pwned'>"
-TAB, ENTER, ESCAPE, SPACE, RIGHT = (
-    ("Tab", 9),
-    ("Enter", 13, "\r"),
-    ("Escape", 27),
-    (" ", 32, " "),
-    ("ArrowRight", 39),
-)
-ROW = "[...document.querySelectorAll('#requests tbody button')]"
-
-
-@asynccontextmanager
-async def page_of(stack: Stack) -> AsyncIterator[Tab]:
-    """The first router's page, shown; the browser must not have complained of anything."""
-    async with chromium() as tab:
-        await tab.look(1440, 1000)
-        await tab.open(f"{stack.router_urls[0]}/")
-        await tab.until("document.querySelector('#main')?.hidden === false")
-        yield tab
-        assert tab.complaints == []
-
-
-async def focused(tab: Tab) -> str:
-    return str(await tab.eval("(document.activeElement.id || document.activeElement.textContent).trim()"))
-
-
-async def tab_to(tab: Tab, wanted: str, most: int = 60) -> None:
-    """Press Tab until an element of that id or text has the focus, and the focus can be seen."""
-    for _ in range(most):
-        await tab.press(*TAB)
-        if await focused(tab) == wanted:
-            assert await tab.eval("document.activeElement.matches(':focus-visible')")
-            return
-    raise AssertionError(f"no way to {wanted!r} by keyboard, but to {await focused(tab)!r}")
 
 
 async def test_under_load_it_shows_and_explains(http: aiohttp.ClientSession) -> None:
@@ -97,12 +71,16 @@ async def test_under_load_it_shows_and_explains(http: aiohttp.ClientSession) -> 
 
 
 async def test_all_of_it_by_keyboard(system: Stack, http: aiohttp.ClientSession) -> None:
-    for number in range(3):
-        await post(
+    # As many as the list shows: nobody has to walk through them all.
+    asked = [
+        post(
             http, system.router_urls[0], "/v1/chat/completions", chat("hello"), x_request_id=f"keys-{number}"
         )
+        for number in range(60)
+    ]
+    await asyncio.gather(*asked)
     async with page_of(system) as tab:
-        await tab.until(f"{ROW}.length >= 3")
+        await tab.until(f"{ROW}.length === 60")
         await tab.press(*TAB)
         assert await focused(tab) == "Skip to instances"
         # 1. Pause, and go on.
@@ -117,6 +95,10 @@ async def test_all_of_it_by_keyboard(system: Stack, http: aiohttp.ClientSession)
         await tab.until("document.querySelector('#instances th.wait').ariaSort === 'descending'")
         # 3. An instance's dialog takes the focus, holds it and gives it back.
         await tab_to(tab, "worker-1")
+        await tab.press(*DOWN)
+        assert await focused(tab) == "worker-2"
+        await tab.press(*HOME)
+        assert await focused(tab) == "worker-1"
         await tab.press(*ENTER)
         await tab.until("document.querySelector('#detail').open")
         for _ in range(3):
@@ -134,7 +116,21 @@ async def test_all_of_it_by_keyboard(system: Stack, http: aiohttp.ClientSession)
         for _ in range(4):
             await tab.press(*RIGHT)
         await tab.until("document.querySelector('#filter-all').checked")
-        # 5. A request by its id.
+        # 5. Its rows are one stop, and the next one is behind them.
+        await tab_to(tab, "requests-scroll")
+        await tab.press(*TAB)
+        for row in range(3):
+            assert await tab.eval(f"{ROW}.indexOf(document.activeElement)") == row
+            await tab.press(*DOWN)
+        await tab.press(*TAB)
+        assert await tab.eval("!document.activeElement.closest('#requests')")
+        # 6. Whatever can be scrolled can be reached, and says what it is.
+        for scroller in ("moves-scroll", "prefixes-scroll", "instances-scroll", "requests-scroll"):
+            await tab_to(tab, scroller)
+            named = f"document.querySelector('#{scroller}').getAttribute('aria-labelledby')"
+            assert await tab.eval(f"document.getElementById({named}).textContent.length > 0")
+            assert await tab.eval(f"document.querySelector('#{scroller}').role") == "region"
+        # 7. A request by its id.
         await tab_to(tab, "find-id")
         await tab.call("Input.insertText", text="keys-1")
         await tab.press(*ENTER)
@@ -222,18 +218,77 @@ async def gated(router_url: str, http: aiohttp.ClientSession) -> AsyncIterator[s
         await runner.cleanup()
 
 
-async def test_it_asks_for_a_key_where_one_is_needed(system: Stack, http: aiohttp.ClientSession) -> None:
+async def unlock(tab: Tab, key: str, seen: str) -> None:
+    """Type a key into the form, and wait for what follows."""
+    await tab.until("document.activeElement?.id === 'key'")
+    await tab.eval("document.querySelector('#key').value = ''")
+    await tab.call("Input.insertText", text=key)
+    await tab.press(*ENTER)
+    await tab.until(seen)
+
+
+REFUSED = "document.querySelector('#unlock-trouble')?.textContent.includes('not accepted')"
+SHOWN = "document.querySelector('#main')?.hidden === false"
+
+
+async def test_it_asks_for_a_key_where_a_gateway_wants_one(
+    system: Stack, http: aiohttp.ClientSession
+) -> None:
     async with gated(system.router_urls[0], http) as url, chromium() as tab:
         await tab.open(f"{url}/")
-        refused = "document.querySelector('#unlock-trouble').textContent.includes('not accepted')"
-        for key, seen in (("wrong", refused), ("right", "!document.querySelector('#main').hidden")):
-            await tab.until("document.activeElement?.id === 'key'")
-            await tab.eval("document.querySelector('#key').value = ''")
-            await tab.call("Input.insertText", text=key)
-            await tab.press(*ENTER)
-            await tab.until(seen)
+        await unlock(tab, "wrong", REFUSED)
+        await unlock(tab, "right", SHOWN)
         await tab.until("document.querySelectorAll('#rings .arcs path').length === 4")
         assert all("401" in complaint for complaint in tab.complaints), tab.complaints
+
+
+async def test_a_router_with_keys_shows_it_to_administrators(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    keys = write_keys(tmp_path / "keys.json")
+    options = StackOptions(routers=1, workers=2, rebalancers=1, router_flags={"api_keys_file": keys})
+    async with Stack(options) as stack, chromium() as tab:
+        await ask(http, stack.router_urls[0], ACME, CHAT, chat("hello"), x_request_id="asked")
+        await tab.open(f"{stack.router_urls[0]}/")
+        for key in ("no-such-key-1", ACME):
+            await unlock(tab, key, REFUSED)
+            assert await tab.eval("document.querySelector('#main').hidden")
+        # 1. An administrator's opens all of it: the stream, the rings and what explains a request.
+        await unlock(tab, ADMIN, SHOWN)
+        await tab.until("document.querySelectorAll('#rings .arcs path').length === 4")
+        await tab.until("document.querySelectorAll('#instances tbody tr').length === 2")
+        await tab.eval(f"{ROW}.find(e => e.title === 'asked').click()")
+        await tab.until("document.querySelector('#detail-body').textContent.includes('Why worker-')")
+        # 2. It is kept for this tab, in nothing that outlives it, and not in the address.
+        await reload(tab)
+        await tab.until(SHOWN)
+        assert await tab.eval("[document.cookie, localStorage.length, location.href.includes('key-admin')]") == [
+            "", 0, False,
+        ]  # fmt: skip
+        # 3. One that is taken back is asked for anew, with the next connection at the latest.
+        write(keys, *(one for one in ENTRIES if one != entry(ADMIN, tenant="ops", admin=True)))
+        await eventually(lambda: _is_turned_away(http, stack.router_urls[0]))
+        await reload(tab)
+        await tab.until(REFUSED)
+        assert all("401" in complaint or "403" in complaint for complaint in tab.complaints), tab.complaints
+
+
+async def reload(tab: Tab) -> None:
+    """Load the page anew; returns when it is another."""
+    await tab.eval("window.isOld = true")
+    await tab.call("Page.reload")
+
+    async def is_new() -> bool:
+        with contextlib.suppress(AssertionError):  # between the two there is none
+            return bool(await tab.eval("!window.isOld && document.readyState === 'complete'"))
+        return False
+
+    await eventually(is_new)
+
+
+async def _is_turned_away(http: aiohttp.ClientSession, url: str) -> bool:
+    async with http.get(f"{url}/ui/rings", headers={"authorization": f"Bearer {ADMIN}"}) as response:
+        return response.status == 401
 
 
 async def test_nobody_looks_nobody_asks(system: Stack, http: aiohttp.ClientSession) -> None:

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from dualmap_cli.stack import Stack, StackOptions
-from dualmap_worker.vllm_args import free_ports
+from dualmap_service.ports import free_ports
 
 from ..waiting import eventually
 from .conftest import chat, leftovers, post, running, unique_text

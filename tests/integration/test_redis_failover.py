@@ -9,9 +9,12 @@ import aiohttp
 import pytest
 
 from dualmap_cli.stack import Stack, StackOptions
+from dualmap_service.access import AccessSettings
+from dualmap_service.store import Store
 from dualmap_sim.workloads import Traffic, make_workload
 
-from ..redis_processes import Server
+from ..certificates import Authority
+from ..redis_processes import Server, Tls, tls_program
 from ..redis_topologies import cluster, watched_master
 from .load_checks import MODEL, assert_all_once, assert_at_rest, holds, metric, under_load, until
 
@@ -24,20 +27,44 @@ _SHARED_S = 10.0
 @dataclass
 class Redis:
     url: str
-    servers: list[Server]
+    flags: dict[str, str]
+    """Of every service, besides the URL."""
     holder: Callable[[], Awaitable[Server]]
     """The server that holds the pool."""
 
 
-@pytest.fixture(params=["sentinel", "cluster"])
+@pytest.fixture(params=["redis+sentinel", "redis+cluster", "rediss+sentinel", "rediss+cluster"])
 async def redis(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Redis]:
+    """Those with `rediss` speak TLS alone and have passwords, the Sentinels one of their own."""
+    scheme, _, kind = request.param.partition("+")
+    tls = _tls(tmp_path / "pem") if scheme == "rediss" else None
+    flags = _flags(tls) if tls is not None else {}
     async with contextlib.AsyncExitStack() as closing:
-        if request.param == "sentinel":
-            watched = await closing.enter_async_context(watched_master(tmp_path))
-            yield Redis(watched.url, watched.data, watched.master)
+        if kind == "sentinel":
+            watched = await closing.enter_async_context(watched_master(tmp_path / "redis", tls))
+            if tls is not None:
+                flags["redis_sentinel_password"] = tls.sentinel_password
+            yield Redis(watched.url, flags, watched.master)
         else:
-            made = await closing.enter_async_context(cluster(tmp_path))
-            yield Redis(made.url, made.nodes, lambda: made.owner("dm:{demo}:"))
+            made = await closing.enter_async_context(cluster(tmp_path / "redis", tls))
+            yield Redis(made.url, flags, lambda: made.owner("dm:{demo}:"))
+
+
+def _tls(folder: Path) -> Tls:
+    program = tls_program()
+    if program is None:
+        pytest.skip("no redis-server or valkey-server with TLS here: `make test-compose` has one")
+    authority = Authority(folder)
+    return Tls(program, authority, authority.issue("redis"))
+
+
+def _flags(tls: Tls) -> dict[str, str]:
+    """A client's certificate, and whom it trusts."""
+    return {
+        "redis_ca_file": tls.authority.ca_file,
+        "redis_cert_file": tls.pem.cert_file,
+        "redis_key_file": tls.pem.key_file,
+    }
 
 
 async def _decides_alone(stack: Stack, url: str) -> bool:
@@ -49,7 +76,9 @@ async def _decides_alone(stack: Stack, url: str) -> bool:
 
 
 async def test_a_killed_server_costs_no_request(redis: Redis) -> None:
-    options = StackOptions(routers=2, workers=2, time_scale=4.0, slo_s=30.0, redis_url=redis.url)
+    options = StackOptions(
+        routers=2, workers=2, time_scale=4.0, slo_s=30.0, redis_url=redis.url, shared_flags=redis.flags
+    )
     async with Stack(options) as stack:
         lost = await redis.holder()
 
@@ -82,3 +111,13 @@ async def test_a_killed_server_costs_no_request(redis: Redis) -> None:
         assert await metric(stack.router_urls[0], "dualmap_local_decisions_total") > 0
         await stack.wait_ready(2)
         await assert_at_rest(stack)
+
+
+async def test_sentinels_with_a_password_of_their_own(tmp_path: Path) -> None:
+    tls = _tls(tmp_path / "pem")
+    async with watched_master(tmp_path / "redis", tls) as watched:
+        for password, comes_in in ((tls.sentinel_password, True), (tls.password, False), ("", False)):
+            flags = {**_flags(tls), "redis_sentinel_password": password}
+            store = Store(AccessSettings(redis_url=watched.url, **flags), "test")
+            assert await store.start(wait_s=2.0) == comes_in, password
+            await store.close()

@@ -16,11 +16,12 @@ from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.access import AccessSettings
 from dualmap_service.credentials import PemFiles
 from dualmap_service.errors import StoreError
+from dualmap_service.ports import free_ports
 from dualmap_service.store import Store
 from dualmap_wire.redis_keys import PoolKeys
 
 from ..certificates import Authority
-from ..redis_processes import free_ports, servers, tls_program
+from ..redis_processes import servers, tls_program
 from ..tls_front import tls_front
 from .load_checks import assert_all_once, assert_at_rest, metric, prompts, replay
 
@@ -57,7 +58,7 @@ async def tls_redis(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
     login = {"username": "admin", "password": "change-me-admin"}
     async with contextlib.AsyncExitStack() as closing:
         running = await closing.enter_async_context(servers(tmp_path / "redis"))
-        (port,) = free_ports(1)
+        port = free_ports()
         if request.param == "front":
             await running.start(port, "--aclfile", str(acl), **login)
             context = PemFiles(authority.ca_file, pem.cert_file, pem.key_file).server_context()
@@ -65,7 +66,8 @@ async def tls_redis(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         else:
             program = tls_program()
             if program is None:
-                pytest.skip("no redis-server or valkey-server with TLS on PATH")
+                # Not of tests/needs.py: `make test-compose` runs it with the image's server, wherever CI runs.
+                pytest.skip("no redis-server or valkey-server with TLS here: `make test-compose` has one")
             await running.start(
                 port, "--port", "0", "--tls-port", str(port), "--tls-cert-file", pem.cert_file,
                 "--tls-key-file", pem.key_file, "--tls-ca-cert-file", authority.ca_file, "--aclfile", str(acl),

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ import pytest
 from dualmap_cli.leftovers import find_leftovers
 from dualmap_cli.stack import Stack
 
+from ..needs import needs
 from ..waiting import eventually
 from .conftest import (
     books_of,
@@ -47,7 +47,7 @@ async def opened(
         await close(writer)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs("curl")
 async def test_curl_sees_chunks_as_they_come(
     system: Stack, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """One connected trace per request, across router, worker and engine; and none where nobody asked."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,6 +71,8 @@ async def test_a_request_is_one_trace(receiver: tuple[Receiver, str], http: aioh
             assert dispatch.parent_id == root.span_id
             assert (queue.parent_id, engine.parent_id) == (dispatch.span_id, dispatch.span_id)
             assert root.start_ns <= route.start_ns <= route.end_ns <= dispatch.start_ns
+            # The call's own time: the decision began before it, and had more to do after it.
+            assert route.start_ns < call.start_ns < call.end_ns < route.end_ns
             assert queue.start_ns <= queue.end_ns <= engine.start_ns <= engine.end_ns
             assert dispatch.end_ns <= root.end_ns
             assert [s.service for s in (root, dispatch, queue, engine)] == [
@@ -170,15 +173,122 @@ async def test_a_slow_request_is_found_from_the_metric(
     collector, endpoint = receiver
     async with traced(endpoint) as stack:
         await ask(stack, http, unique_text(), True)
-        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
-        async with http.get(f"{stack.router_urls[0]}/metrics", headers=accept) as response:
-            assert response.content_type == "application/openmetrics-text"
-            lines = (await response.text()).splitlines()
-        [exemplar] = [
-            line for line in lines if line.startswith("dualmap_ttft_seconds_bucket") and "#" in line
-        ]
-        trace_id = exemplar.partition('trace_id="')[2].partition('"')[0]
+        [trace_id] = (await exemplars(stack, http)).values()
         await eventually(lambda: collector.trace(trace_id))
+
+
+async def test_so_is_one_that_nobody_sampled(
+    receiver: tuple[Receiver, str], http: aiohttp.ClientSession
+) -> None:
+    collector, endpoint = receiver
+    async with traced(endpoint, router_flags={"trace_share": 0.0, "slo_ttft_s": 2.0}) as stack:
+        await asyncio.gather(*(ask(stack, http, unique_text(), True) for _ in range(100)))
+        assert await exemplars(stack, http) == {}, "all were in time"
+        for url in stack.engine_urls:
+            await faults(http, url, latency_ms=2500.0)
+        await ask(stack, http, unique_text(), True, x_request_id="late")
+        for url in stack.engine_urls:
+            await faults(http, url, reset=True)
+        found = await exemplars(stack, http)
+        [(bucket, trace_id)] = found.items()
+        assert bucket >= 3.0
+        [root] = await eventually(lambda: collector.trace(trace_id))
+    assert len(collector.spans) == 1
+    assert root.attributes["dualmap.request_id"] == "late"
+    assert root.attributes["dualmap.ttft_s"] > 2.5
+    assert "first_token" in root.events
+    # It says when the request came, not when it was found to be late.
+    assert root.end_ns - root.start_ns > 2.5e9
+
+
+async def test_no_more_than_a_few_a_second(
+    receiver: tuple[Receiver, str], http: aiohttp.ClientSession
+) -> None:
+    collector, endpoint = receiver
+    async with traced(endpoint, router_flags={"trace_share": 0.0}) as stack:
+        started = time.monotonic()
+        await asyncio.gather(
+            *(ask(stack, http, unique_text(), True, x_dualmap_slo_ttft_ms="0.01") for _ in range(60))
+        )
+        most = 10 * (int(time.monotonic() - started) + 2)
+        found = await exemplars(stack, http)
+    assert 0 < len(collector.spans) <= most
+    assert found
+    assert set(found.values()) <= {span.trace_id for span in collector.spans}, "each leads to its span"
+
+
+async def exemplars(stack: Stack, http: aiohttp.ClientSession) -> dict[float, str]:
+    """Trace ids by the upper edge of their bucket of TTFTs."""
+    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+    async with http.get(f"{stack.router_urls[0]}/metrics", headers=accept) as response:
+        assert response.content_type == "application/openmetrics-text"
+        lines = (await response.text()).splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith("dualmap_ttft_seconds_bucket") and "#" in line:
+            edge = line.partition('le="')[2].partition('"')[0]
+            found[float(edge)] = line.partition('trace_id="')[2].partition('"')[0]
+    return found
+
+
+async def test_what_goes_wrong_is_logged_with_its_trace(
+    receiver: tuple[Receiver, str], http: aiohttp.ClientSession
+) -> None:
+    collector, endpoint = receiver
+    async with traced(endpoint) as stack:
+        for sampled, request_id in (("01", "traced"), ("00", "kept")):
+            trace_id = f"{time.time_ns():032x}"
+            for url in stack.engine_urls:
+                await faults(http, url, die_after_tokens=7, times=1)
+            # Two choices: an answer that cannot be continued.
+            body = chat(unique_text(), stream=True, n=2, max_tokens=40, ignore_eos=True)
+            headers = {"traceparent": f"00-{trace_id}-{CALLER}-{sampled}", "x-request-id": request_id}
+            url = f"{stack.router_urls[0]}/v1/chat/completions"
+            async with http.post(url, json=body, headers=headers) as response:
+                assert b"answer_interrupted" in await response.read()
+            for url in stack.engine_urls:
+                await faults(http, url, reset=True)
+            broken = logged(stack, "router-1", "stream.broken", request_id)
+            if sampled == "01":
+                assert broken["trace_id"] == trace_id
+                assert logged(stack, "router-1", "stream.not_resumed", request_id)["trace_id"] == trace_id
+                [worker] = [
+                    name for name in ("worker-1", "worker-2") if "relay.engine_failed" in log(stack, name)
+                ]
+                assert logged(stack, worker, "relay.engine_failed", request_id)["trace_id"] == trace_id
+            else:
+                # Nobody sampled it: that it broke is why it is traced, and nothing before that was.
+                [root] = await eventually(lambda kept=broken["trace_id"]: collector.trace(kept))
+                assert root.attributes["dualmap.request_id"] == request_id
+                assert root.is_error
+                assert "trace_id" not in logged(stack, "router-1", "stream.not_resumed", request_id)
+
+
+async def test_a_preempted_request_is_logged_with_its_trace(
+    receiver: tuple[Receiver, str], http: aiohttp.ClientSession
+) -> None:
+    _, endpoint = receiver
+    flags = {"log_level": "debug", "preempt_min_s": 0.05, "preempt_min_run_s": 0.05}
+    async with traced(endpoint, workers=1, worker_flags=flags, slo_s=1.0) as stack:
+        late = asyncio.create_task(
+            ask(stack, http, unique_text(300_000), True, x_request_id="late", x_dualmap_slo_ttft_ms="10")
+        )
+        await eventually(lambda: holds(stack, "worker-1", running=1))
+        await ask(stack, http, unique_text(), True)
+        await late
+        found = logged(stack, "worker-1", "relay.preempted", "late")
+    assert len(str(found["trace_id"])) == 32
+
+
+def log(stack: Stack, part: str) -> str:
+    return (stack.logs / f"{part}.log").read_text()
+
+
+def logged(stack: Stack, part: str, event: str, request_id: str) -> dict[str, object]:
+    """The one line of a part's log about this event of a request."""
+    lines = [json.loads(line) for line in log(stack, part).splitlines() if line.startswith("{")]
+    [found] = [line for line in lines if (line.get("event"), line.get("request_id")) == (event, request_id)]
+    return dict(found)
 
 
 async def test_a_collector_that_is_away_harms_nobody(http: aiohttp.ClientSession) -> None:

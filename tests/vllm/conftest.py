@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import Child, start_child
+from dualmap_service.ports import free_ports
 
 from ..integration.conftest import running
 from .asking import Ask
@@ -45,13 +45,6 @@ _REPORTED: list[str] = []
 Report = Callable[[str], None]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model that only these tests know, and its adapters, by name."""
@@ -66,7 +59,7 @@ def start_vllm(
     name: str, models: Path, logs: Path, events_url: str, replay_url: str, *flags: str
 ) -> tuple[Child, str]:
     """vLLM's own OpenAI server and its URL; later flags win."""
-    port = _free_port()
+    port = free_ports()
     kv_events = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",

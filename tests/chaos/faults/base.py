@@ -34,7 +34,7 @@ class Fault:
     """What kind of part it befalls, for a schedule to pick one; empty if it finds its part itself."""
     promise: ClassVar[str] = UNPROMISED
     retried: ClassVar[frozenset[str]] = frozenset()
-    """Errors after which a client may have to ask another router."""
+    """Errors after which a client may have to ask another router: those of the one it befalls, or of any if none."""
     visible: ClassVar[frozenset[str]] = frozenset()
     """Errors that may reach the user all the same."""
     lasts_s: ClassVar[tuple[float, float]] = (1.0, 5.0)

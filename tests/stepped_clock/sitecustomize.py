@@ -1,4 +1,4 @@
-"""Imported by every part of a chaos world as it starts: its wall clock can be set while it runs.
+"""Imported by every part of a `ClockedStack` as it starts: its wall clock can be set while it runs.
 
 The file STEPPED_CLOCK holds how many seconds the clock is ahead, as a double. The monotonic clocks are left alone, as
 by an administrator or NTP.
