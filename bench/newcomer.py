@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from dualmap_service.child import Child, start_child
-from dualmap_worker.vllm_args import free_ports
+from dualmap_service.ports import free_ports
 
 _LIMIT_S = 900.0
 _ROUTER = re.compile(r"^routers\s+(http://\S+?)[,\s]", re.MULTILINE)

@@ -169,13 +169,16 @@ SETS: dict[str, Callable[[Camera, float], Awaitable[None]]] = {
 async def main() -> None:
     """Take the pictures that were asked for."""
     parser = argparse.ArgumentParser(prog="make screenshots", description=__doc__)
-    parser.add_argument("sets", nargs="*", choices=[*SETS, []], default=["demo", "big"])
+    # argparse would hold a whole default list against the choices.
+    parser.add_argument("sets", nargs="*", metavar=f"{{{','.join(SETS)}}}", help="default demo big")
     parser.add_argument("--out", type=Path, default=Path("/tmp/dualmap-page"))
     parser.add_argument("--warm-s", type=float, default=40.0, help="load before the first picture under load")
     args = parser.parse_args()
+    if unknown := set(args.sets) - set(SETS):
+        parser.error(f"no set {', '.join(sorted(unknown))}; there are {', '.join(SETS)}")
     if find_chromium() is None:
         parser.exit(1, "needs Chromium: apt-get install chromium\n")
-    for name in args.sets:
+    for name in args.sets or ("demo", "big"):
         out = DOCS if name == "docs" else args.out
         out.mkdir(parents=True, exist_ok=True)
         async with chromium() as tab:

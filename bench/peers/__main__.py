@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bench.peers.arena import DUALMAP
+from bench.peers.bounds import find_bounds
 from bench.peers.config import FULL, QUICK, SUBJECTS, WORKLOADS, Effort
 from bench.peers.goodput import fleets, goodput
 from bench.peers.overhead import SUBJECTS as OVERHEAD_SUBJECTS
@@ -41,7 +42,7 @@ async def _run(
         print(f"{time.monotonic() - began_s:6.0f} s  {what}", file=sys.stderr, flush=True)
 
     runs = Runs(_ROOT / "build/bench-peers.jsonl", effort.jobs, say, tries, doubtful)
-    results = Results(this_machine(), effort, trace is not None, {}, {}, _kept_overhead())
+    results = Results(this_machine(), effort, trace is not None, overhead=_kept_overhead())
     # The overhead first: it wants the machine for itself, and is short.
     if "overhead" in parts:
         names = [name for name in OVERHEAD_SUBJECTS if name in subjects]
@@ -53,6 +54,7 @@ async def _run(
             found = await goodput(workload, subjects, effort, trace, runs)
             if any(found.curves.values()):
                 results.goodput[workload] = found
+                results.bounds[workload] = await asyncio.to_thread(find_bounds, workload, effort, trace)
     if "fleet" in parts:
         results.fleets = await fleets(subjects, effort, trace, runs)
     write(results, out)

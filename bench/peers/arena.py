@@ -1,23 +1,19 @@
 """Eight simulated engines, and one router, or several of a kind, in front of them."""
 
 import asyncio
-import json
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
 import msgspec
 
-from bench.peers.peer_process import ArenaError, PeerRouter, free_ports, places
+from bench.peers.peer_process import ArenaError, PeerRouter, places
 from bench.peers.peers import PEERS, Engine
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
-from dualmap_service.child import Child, start_child
+from dualmap_service.ports import free_ports
 
 NUM_ENGINES = 8
 MODEL = "sim-model"
@@ -109,58 +105,46 @@ class Arena:
 async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[Arena]:
     """New engines with a subject in front; everything ends with the context."""
     async with AsyncExitStack() as exits:
-        folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="dualmap-peers-")))
-        engines, child = await _start_engines(setup, folder)
-        exits.push_async_callback(child.stop)
         if subject == DUALMAP:
-            stack = await exits.enter_async_context(Stack(_stack_options(setup, engines, routers)))
+            stack = await exits.enter_async_context(Stack(_stack_options(setup, routers)))
             assert stack.store is not None
             others = [part.pid for name, part in stack.children.items() if not name.startswith("router")]
             own = [
                 _OwnRouter(stack, f"router-{number}", url) for number, url in enumerate(stack.router_urls, 1)
             ]
-            yield Arena(engines, [child.pid, stack.store.pid, *others], own, stack)
+            yield Arena(engines_of(stack), [stack.store.pid, *others], own, stack)
         else:
+            stack = Stack(_stack_options(setup, routers))
+            exits.push_async_callback(stack.stop)
+            await stack.start_engines(NUM_ENGINES)
+            others = [engine.pid for engine in stack.children.values()]
             peers = [
-                PeerRouter(PEERS[subject], engines, place)
-                for place in places(folder, routers, setup.time_scale)
+                PeerRouter(PEERS[subject], engines_of(stack), place)
+                for place in places(stack.logs, routers, setup.time_scale)
             ]
             for router in peers:
                 exits.push_async_callback(router.stop)
                 await router.start()
-            yield Arena(engines, [child.pid], peers)
+            yield Arena(engines_of(stack), others, peers)
 
 
-def _stack_options(setup: Setup, engines: Sequence[Engine], routers: int) -> StackOptions:
+def engines_of(stack: Stack) -> list[Engine]:
+    """The simulated engines of a stack, as who follows them knows them."""
+    return [Engine(url, *stack.kv_urls[url]) for url in stack.engine_urls]
+
+
+def _stack_options(setup: Setup, routers: int) -> StackOptions:
     return StackOptions(
         routers=routers,
+        workers=NUM_ENGINES,
         # Fixed, so that a router that is started again is where it was.
         first_port=free_ports(routers),
         time_scale=setup.time_scale,
         slo_s=setup.slo_s,
         pool="peers",
         engine_start_s=_START_S,
-        engine_urls=[engine.url for engine in engines],
-        kv_urls={engine.url: (engine.kv_events, engine.kv_replay) for engine in engines},
+        engine_flags=setup.engine_flags,
     )
-
-
-async def _start_engines(setup: Setup, folder: Path) -> tuple[list[Engine], Child]:
-    log = folder / "engines.log"
-    command = [
-        sys.executable, "-m", "dualmap_cli", "sim-engine", "--engines", str(NUM_ENGINES), "--model", MODEL,
-        "--time-scale", str(setup.time_scale), *setup.engine_flags,
-    ]  # fmt: skip
-    child = start_child(command, "engines", log)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _START_S
-    while not (said := log.read_text(errors="replace")).endswith("\n"):
-        if not child.running or loop.time() > deadline:
-            await child.stop()
-            raise ArenaError(f"the engines did not start:\n{said}")
-        await asyncio.sleep(0.05)
-    found = json.loads(said)["engines"]
-    return [Engine(one["url"], one["kv_events"], one["kv_replay"]) for one in found], child
 
 
 async def _get(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:

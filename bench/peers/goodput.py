@@ -59,9 +59,12 @@ def _rates(subject: str, workload: str) -> list[float]:
 async def fleets(
     subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
 ) -> dict[str, list[Outcome]]:
-    """More and more routers in front of the same engines, and for DualMap a fleet that changes under load."""
-    found: dict[str, list[Outcome]] = {}
-    for subject in (name for name in FLEET_SUBJECTS if name in subjects):
+    """More and more routers in front of the same engines, and for DualMap a fleet that changes under load.
+
+    Subjects run side by side, each one's fleets one after the other: several large ones at once fill the machine.
+    """
+
+    async def fleet(subject: str) -> list[Outcome]:
         base = trial(subject, "conversation", FLEET_RATE[subject], effort, trace)
         trials = [
             msgspec.structs.replace(base, routers=number)
@@ -70,6 +73,8 @@ async def fleets(
         ]
         if max(effort.fleets) >= _CHANGING:
             trials.append(msgspec.structs.replace(trials[0], routers=_CHANGING, changes=True))
-        outcomes = await asyncio.gather(*(runs.run(one) for one in trials))
-        found[subject] = [one for one in outcomes if one is not None]
-    return found
+        outcomes = [await runs.run(one) for one in trials]
+        return [one for one in outcomes if one is not None]
+
+    names = [name for name in FLEET_SUBJECTS if name in subjects]
+    return dict(zip(names, await asyncio.gather(*map(fleet, names)), strict=True))

@@ -1,11 +1,12 @@
 """docs/benchmarks.md, its plots, and the table in the README."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.marked import put
 from bench.peers.arena import DUALMAP, NUM_ENGINES
+from bench.peers.bounds import Bounds
 from bench.peers.capacity import capacity
 from bench.peers.config import SLO_S, WORKLOADS, Effort
 from bench.peers.goodput import Goodput
@@ -14,13 +15,12 @@ from bench.peers.losses import losses
 from bench.peers.outcome import Outcome
 from bench.peers.schedule import shares
 from bench.peers.tables import capacities_table, fleet_table, overhead_table, runs_table
-from bench.peers.verdicts import fleet_verdicts, goodput_verdicts, overhead_verdicts
+from bench.peers.verdicts import best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
 from bench.router.measures import Findings
 from bench.router.report import Machine
 from dualmap_sim.study.plots import curves_plot
 from dualmap_sim.study.tables import markdown
 
-_MARKS = re.compile(r"(<!-- bench-peers -->\n).*?(<!-- end of bench-peers -->)", re.DOTALL)
 _ROOT = Path(__file__).parents[2]
 
 
@@ -34,6 +34,8 @@ class Results:
     goodput: dict[str, Goodput] = field(default_factory=dict)
     fleets: dict[str, list[Outcome]] = field(default_factory=dict)
     overhead: Findings | None = None
+    bounds: dict[str, Bounds] = field(default_factory=dict)
+    """By workload."""
 
 
 def write(results: Results, out: Path) -> None:
@@ -42,10 +44,7 @@ def write(results: Results, out: Path) -> None:
     plots = [_plot(found, out) for found in results.goodput.values()]
     (out / "benchmarks.md").write_text(_page(results, plots), encoding="utf-8")
     if out.resolve() == _ROOT / "docs":
-        readme = _ROOT / "README.md"
-        short = _short(results)
-        text = _MARKS.sub(lambda found: f"{found[1]}{short}\n{found[2]}", readme.read_text(encoding="utf-8"))
-        readme.write_text(text, encoding="utf-8")
+        put(_ROOT / "README.md", "bench-peers", _short(results))
 
 
 def _plot(found: Goodput, out: Path) -> str:
@@ -68,6 +67,8 @@ def _page(results: Results, plots: Sequence[str]) -> str:
     for (workload, found), plot in zip(results.goodput.items(), plots, strict=True):
         parts += [f"## {_TITLES[workload]}", _about(workload, results), plot]
         parts += [markdown(runs_table([one for curve in found.curves.values() for one in curve]))]
+        if workload in results.bounds:
+            parts += [_about_bounds(results.bounds[workload], found)]
         behind = losses(found.curves)
         if behind:
             parts += [
@@ -147,6 +148,19 @@ def _about(workload: str, results: Results) -> str:
     return _ABOUT[workload] + said
 
 
+def _about_bounds(bounds: Bounds, found: Goodput) -> str:
+    offline, fluid = bounds
+    text = (
+        f"What could be had at most of these requests (`bench/peers/bounds.py`): {offline:.2f}/s by an order that "
+        "knows what each prefill will cost, on one engine as fast as all with all their cache, which starves whoever "
+        f"cannot be in time; more than {fluid:.2f}/s by nobody, since then the cheapest nine in ten are more work than "
+        "the engines do."
+    )
+    best = best_shipping(found.curves)
+    value = capacity(shares(found.curves[best]))[0] if best is not None else None
+    return text if value is None else f"{text} Twice the best shipping peer's capacity is {2 * value:.2f}/s."
+
+
 _TITLES = {"conversation": "Goodput: conversation trace", "agents": "Goodput: tool agents"}
 _ABOUT = {
     "conversation": (
@@ -165,7 +179,8 @@ _ABOUT_PEERS = (
 _ABOUT_FLEETS = (
     "The same requests, spread by turns over more and more routers of a kind, at a rate near the capacity of one. "
     "Peers know of each other only what the engines tell them; DualMap's routers share Redis. In the last row two of "
-    "four routers stop after a third of the run and come back after two; the client asks another one meanwhile."
+    "four routers stop after a third of the run and come back after two; the client asks another one meanwhile. One "
+    "run each: how much one differs from the next by chance, the rows of neighbouring rates above show."
 )
 _ABOUT_OVERHEAD = (
     "Clients and clocks of `make bench-router`, in front of two engines that answer at once (streams: 50 tokens a "
@@ -184,6 +199,8 @@ _READING = f"""\
   TTFT, first come first served: the bound of what a router without queues can do. nginx knows connections only.
 - Engines stream 16 tokens a chunk (vLLM's `--stream-interval`) and have blocks of 64 tokens, for everybody, to spare
   the two cores.
+- Runs are short: two to four minutes of model time. A queue that grows slowly is hardly seen, which favours whoever is
+  just past capacity; `FULL=1` runs twice as many requests.
 - What the engines do not answer: `/server_info`, `/model_info` and `/loads`, which are SGLang's; nor does vLLM.
 - A run whose client sent late (p99 over 0.1 s), whose engines were over 0.5 s late, or whose cores were over 92 % busy
   is done once more, and marked `!` if that is no better."""

@@ -2,12 +2,9 @@
 
 import asyncio
 import importlib.metadata
-import random
 import shutil
-import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import msgspec
 
 from bench.peers.peers import OWN, VENVS, Engine, Peer, Place
 from dualmap_service.child import Child, start_child
+from dualmap_service.ports import free_ports
 
 _START_S = 180.0
 _GRACE_S = 20.0
-_FIRST_PORT, _LAST_PORT = 20_000, 32_000
 _ANY = 1 << 30
 """Who does not count its engines has all that it was given."""
 
@@ -92,11 +89,11 @@ class PeerRouter:
 
 def places(folder: Path, count: int, time_scale: float) -> list[Place]:
     """Where the routers of a fleet are; each knows of the others."""
-    mesh = [free_port() for _ in range(count)]
+    mesh = [free_ports() for _ in range(count)]
     return [
         Place(
-            port=free_port(),
-            metrics_port=free_port(),
+            port=free_ports(),
+            metrics_port=free_ports(),
             folder=folder / f"router-{number}",
             time_scale=time_scale,
             mesh_port=port,
@@ -104,24 +101,6 @@ def places(folder: Path, count: int, time_scale: float) -> list[Place]:
         )
         for number, port in enumerate(mesh, 1)
     ]
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    return free_ports(1)
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nothing listens on; below those that clients' ends are given."""
-    while True:
-        first = random.randrange(_FIRST_PORT, _LAST_PORT - count)
-        with ExitStack() as probes:
-            try:
-                for port in range(first, first + count):
-                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return first
 
 
 async def _try(http: aiohttp.ClientSession, url: str) -> dict[str, Any] | None:

@@ -82,16 +82,16 @@ def overhead_verdicts(findings: Findings) -> list[Verdict]:
 
 
 def fleet_verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
-    """How far N DualMap routers are from one, in points."""
+    """What N DualMap routers lose against one, in points: the most, whatever N is."""
     one = next((outcome for outcome in outcomes if outcome.routers == 1), None)
     many = [outcome for outcome in outcomes if outcome.routers > 1 and not outcome.changes]
     if one is None or not many:
         return []
     return [
         Verdict(
-            f"{name}, points that N routers are from one at most",
-            max(abs(getattr(outcome, field) - getattr(one, field)) for outcome in many) * 100,
-            3.0,
+            f"{name}, points that N routers lose against one at most",
+            max(0.0, *(getattr(one, field) - getattr(outcome, field) for outcome in many)) * 100,
+            1.0,
             at_least=False,
         )
         for name, field in (("attainment", "within_slo_share"), ("cached share", "cached_share"))

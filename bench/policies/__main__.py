@@ -1,4 +1,4 @@
-"""Measure what config.py says and write docs/results.md and its plots.
+"""Measure what config.py says and write the tables and plots of docs/results.md between its marks.
 
 What has been found is kept in build/bench-policies.json, by the code and the set-up that it holds for.
 """
@@ -7,16 +7,19 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import xxhash
 
+from bench.marked import put
 from bench.policies.cells import Cells
-from bench.policies.config import Config, Part, Scope, make_config
+from bench.policies.config import PLOTTED, ClassesPart, Config, Part, Scope, make_config
+from bench.router.report import this_machine
 from dualmap_sim.study.comparison import Measured, curves, verdict
 from dualmap_sim.study.report import case_plots
-from dualmap_sim.study.runs import Run, RunTask
-from dualmap_sim.study.tables import capacity_table, case_table, markdown
+from dualmap_sim.study.runs import Run, RunTask, run_all
+from dualmap_sim.study.tables import capacity_table, case_table, markdown, slowdown_table
 
 _ROOT = Path(__file__).parents[2]
 
@@ -27,17 +30,19 @@ def main() -> None:
         "--trace", required=True, help="the Mooncake conversation trace, and after commas any others"
     )
     parser.add_argument(
-        "--parts", default="", help="only these tables: fixed,scaled,sixteen,robust,paper,ours"
+        "--parts", default="", help="only these tables: fixed,others,scaled,sixteen,robust,paper,ours,classes"
     )
     parser.add_argument("--workloads", default="", help="only these, by name; a trace's is its file's")
     parser.add_argument("--policies", default="", help="only these policies and bounds, by name")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=Scope().seeds)
     parser.add_argument(
         "--no-plots", action="store_true", help="leave the plots out: they take as long again"
     )
     parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, help="where to write [docs/, or build/bench-policies-quick/]")
+    parser.add_argument(
+        "--out", type=Path, help="where to write [docs/; parts of a table to build/bench-policies/]"
+    )
     options = parser.parse_args()
     traces = options.trace.split(",")
     for trace in traces:
@@ -52,27 +57,32 @@ def main() -> None:
         plots=not options.no_plots,
     )
     config = make_config(traces, scope)
-    out = options.out or _ROOT / ("build/bench-policies-quick" if options.quick else "docs")
+    out = options.out or _ROOT / ("docs" if scope.whole else "build/bench-policies")
     cells = Cells(_ROOT / "build/bench-policies.json", _code())
     began_s = time.monotonic()
-    text = [_head(config, options.quick)]
-    for part in config.parts:
-        text.append(_measure(part, config, cells, options.jobs, out / "results", began_s))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    print(f"wrote {out / 'results.md'} in {time.monotonic() - began_s:.0f} s")
 
-
-def _names(listed: str) -> list[str]:
-    return [name for name in listed.split(",") if name]
-
-
-def _measure(part: Part, config: Config, cells: Cells, jobs: int, plots: Path, began_s: float) -> str:
     def say(what: str) -> None:
-        print(f"{time.monotonic() - began_s:6.0f} s  {part.key}: {what}", flush=True)
+        print(f"{time.monotonic() - began_s:6.0f} s  {what}", flush=True)
 
+    for part in config.parts:
+        if isinstance(part, Part):
+            text = _measure(part, config, cells, options.jobs, out / "results", say)
+            how = f"{_seeds(len(config.seeds))}, bisection to {config.tolerance:.0%}"
+        else:
+            text, how = _classes(part, options.jobs, say), _seeds(1)
+        put(out / "results.md", f"bench-policies {part.key}", f"{text}\n\n*{_where()}; {how}.*")
+    say(f"wrote {out / 'results.md'}")
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name for name in listed.split(",") if name)
+
+
+def _measure(
+    part: Part, config: Config, cells: Cells, jobs: int, plots: Path, say: Callable[[str], None]
+) -> str:
     pairs = [(case, subject) for case, members in part.cases for subject in members]
-    measured = cells.measure(pairs, config, jobs, say)
+    measured = cells.measure(pairs, config, jobs, lambda what: say(f"{part.key}: {what}"))
     lines = [f"## {part.title}", part.about]
     if len(part.cases) > 1:
         lines.append(markdown(case_table(part.title, measured)))
@@ -80,38 +90,48 @@ def _measure(part: Part, config: Config, cells: Cells, jobs: int, plots: Path, b
         ones = [one for one in measured if one.case is case]
         if len(part.cases) > 1:
             lines += [f"### {case.name}", verdict(ones)]
-        ranked = part.key in ("fixed", "scaled", "sixteen")
+        ranked = part.key not in ("robust", "paper", "ours")
         lines.append(markdown(capacity_table(case.name, ones, ranked=ranked)))
         if number < part.num_plotted:
             lines += _plots(f"{part.key}-{case.source.name}-", ones, config, jobs, plots)
     return "\n\n".join(lines)
 
 
+def _classes(part: ClassesPart, jobs: int, say: Callable[[str], None]) -> str:
+    lines = [f"## {part.title}", part.about]
+    runs = run_all(part.runs, jobs, lambda what: say(f"{part.key}: {what}"))
+    for source in dict.fromkeys(run.task.source for run in runs):
+        ones = [run for run in runs if run.task.source == source]
+        lines += [
+            f"### {source.name}",
+            markdown(slowdown_table(source.name, ones, lambda run: run.by_length)),
+        ]
+    return "\n\n".join(lines)
+
+
 def _plots(prefix: str, ones: list[Measured], config: Config, jobs: int, directory: Path) -> list[str]:
     seed = config.seeds[0]
+    shown = [one for one in ones if one.subject.name in PLOTTED]
     runs = [
         Run(RunTask(one.subject, one.case.source, one.capacity.per_seed[0], seed), one.capacity.at_capacity)
-        for one in ones
+        for one in shown
         if one.capacity.at_capacity is not None
     ]
     directory.mkdir(parents=True, exist_ok=True)
     lines = []
-    for plot in case_plots(prefix, runs, curves(ones, seed, jobs), config.share):
+    for plot in case_plots(prefix, runs, curves(shown, seed, jobs), config.share):
         (directory / plot.name).write_bytes(plot.png)
         lines.append(f"![{plot.title}](results/{plot.name})\n\n*{plot.caption}*")
     return lines
 
 
-def _head(config: Config, quick: bool) -> str:
-    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
-    small = " This is the quick version: too few requests to conclude anything from." if quick else ""
-    return (
-        "# Results\n\nMade by `make bench-policies TRACE=conversation.jsonl`; edit bench/policies/config.py instead."
-        f"{small}\n\nCapacity is the highest rate at which {config.share:.0%} of the requests see their first token "
-        f"within the SLO, by bisection to {config.tolerance:.0%}, {seeds}; intervals are 95 %. Instances are serial "
-        "engines with 840 blocks of 512 tokens. Latencies, hits and counts are those of the first seed's run at its "
-        "capacity. Best values are bold."
-    )
+def _where() -> str:
+    machine = this_machine()
+    return f"{machine.date[:10]}, {machine.cpu}, {machine.cores} cores, Python {machine.python}"
+
+
+def _seeds(num: int) -> str:
+    return f"{num} seeds" if num > 1 else "one seed"
 
 
 def _code() -> str:

@@ -13,6 +13,9 @@ from dualmap_sim.study.capacities import CapacityTask, find_all
 from dualmap_sim.study.comparison import Case, Measured
 from dualmap_sim.study.subject import Subject
 
+_BATCH = 4
+"""Cells per process between two saves."""
+
 
 class Cells:
     """Capacities by what they are of, in one JSON file."""
@@ -32,8 +35,9 @@ class Cells:
             for case, subject in pairs
         ]
         missing = [task for task in tasks if self._key(task) not in self._found]
-        for start in range(0, len(missing), jobs):
-            batch = missing[start : start + jobs]
+        size = jobs * _BATCH
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
             for task, capacity in zip(batch, find_all(batch, jobs, say), strict=True):
                 self._found[self._key(task)] = msgspec.to_builtins(capacity)
             self._save()

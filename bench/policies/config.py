@@ -1,7 +1,7 @@
 """What is measured: the tables of docs/results.md, their workloads and their subjects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dualmap.types import ChoiceRule, Slo
@@ -9,11 +9,17 @@ from dualmap_sim.fleet.result import FIXED_SLO, SCALED_SLO
 from dualmap_sim.fleet.setup import FleetSetup
 from dualmap_sim.policies import POLICIES
 from dualmap_sim.study.comparison import Case
+from dualmap_sim.study.runs import RunTask
 from dualmap_sim.study.source import BuiltinSource, Source, TraceSource
 from dualmap_sim.study.subject import NAMES, Subject, make_subject, with_slo
 
-BUILTIN = ("agents", "system-prompts", "documents", "unique", "chat", "bursts", "drift")
-_FEW = ("dualmap", "mooncake", "least-loaded", "paper", "llm-d", "dynamo", "pool-fcfs", "pool-late-last")
+AGENTS = "agents"
+OTHERS = ("system-prompts", "documents", "unique", "chat", "bursts", "diurnal", "drift", "tenants")
+"""Built-in workloads beside it."""
+_FEW = ("dualmap", "mooncake", "lmetric", "llm-d", "least-loaded", "pool-late-last")
+"""Ours, the best baselines, the best rule of a router in use, the yardstick and the bound."""
+PLOTTED = (*_FEW, "dynamo", "sglang", "round-robin", "offline-order")
+"""More lines than this nobody can tell apart."""
 _QUICK = ("dualmap", "mooncake", "least-loaded")
 _ROBUST = ("dualmap", "mooncake", "least-loaded")
 
@@ -30,10 +36,20 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassesPart:
+    """One table: what becomes of short and long prompts, of every subject at the same rate."""
+
+    key: str
+    title: str
+    about: str
+    runs: Sequence[RunTask]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it."""
 
-    parts: Sequence[Part]
+    parts: Sequence[Part | ClassesPart]
     seeds: tuple[int, ...]
     tolerance: float
     share: float = 0.9
@@ -45,13 +61,18 @@ class Scope:
 
     quick: bool = False
     seeds: int = 3
-    parts: Sequence[str] = ()
+    parts: tuple[str, ...] = ()
     """Their keys; all when empty."""
-    workloads: Sequence[str] = ()
+    workloads: tuple[str, ...] = ()
     """By name, the traces' being their files'; all when empty."""
-    policies: Sequence[str] = ()
+    policies: tuple[str, ...] = ()
     """And bounds, in the tables of all; all when empty."""
     plots: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether its tables are those of docs/results.md, and not parts of them."""
+        return self == Scope(parts=self.parts, plots=self.plots)
 
 
 def make_config(traces: Sequence[str], scope: Scope) -> Config:
@@ -59,25 +80,41 @@ def make_config(traces: Sequence[str], scope: Scope) -> Config:
     quick = scope.quick
     count = 1_000 if quick else 12_000
     files = [TraceSource(trace, count if quick else None) for trace in traces]
-    sources: list[Source] = [*files, *(BuiltinSource(name, count=count) for name in BUILTIN)]
-    if quick:
-        sources = sources[:1]
-    if scope.workloads:
-        sources = [source for source in sources if source.name in scope.workloads]
-    names = [name for name in (_QUICK if quick else NAMES) if not scope.policies or name in scope.policies]
+    main: list[Source] = [files[0], *(() if quick else (BuiltinSource(AGENTS, count=count),))]
+    others: list[Source] = [*files[1:], *(BuiltinSource(name, count=count) for name in OTHERS)]
+
+    def chosen(sources: list[Source]) -> list[Source]:
+        return [source for source in sources if not scope.workloads or source.name in scope.workloads]
+
+    def of(names: Sequence[str]) -> list[str]:
+        return [name for name in names if not scope.policies or name in scope.policies]
+
     pool = FleetSetup()
-    parts = [
-        _grid("fixed", "Capacity under a fixed SLO", sources, FIXED_SLO, pool, names, int(scope.plots)),
-        _grid("scaled", "Capacity under an SLO that grows with the prompt", sources, SCALED_SLO, pool, names),
+    names, few = of(_QUICK if quick else NAMES), of(_QUICK if quick else _FEW)
+    parts: list[Part | ClassesPart] = [
+        _grid("fixed", "Capacity under a fixed SLO", chosen(main), FIXED_SLO, pool, names, int(scope.plots)),
     ]
     if not quick:
         large = replace(pool, num_instances=16)
-        parts.append(_grid("sixteen", "Capacity of 16 instances", sources[:2], FIXED_SLO, large, _FEW))
+        parts += [
+            _grid("others", "Other workloads", chosen(others), FIXED_SLO, pool, few),
+            _grid(
+                "scaled",
+                "Capacity under an SLO that grows with the prompt",
+                chosen(main),
+                SCALED_SLO,
+                pool,
+                few,
+            ),
+            _grid("sixteen", "Capacity of 16 instances", chosen(main), FIXED_SLO, large, few),
+        ]
     parts += [
         _robustness(files[0], _ROBUST[:1] if quick else _ROBUST),
         _part("paper", "The paper's parts, one at a time", _PAPER, files[0], paper_steps(pool)),
         _part("ours", "The default policy's parts, one at a time", _OURS, files[0], our_steps(pool)),
     ]
+    if not quick:
+        parts.append(_classes(zip(main, (4.2, 12.0), strict=True), pool))
     if scope.parts:
         parts = [part for part in parts if part.key in scope.parts]
     seeds = (0,) if quick else tuple(range(scope.seeds))
@@ -152,6 +189,18 @@ def _robustness(source: Source, names: Sequence[str]) -> Part:
     assert set(names) <= set(POLICIES)
     about = "Routers keep books of their own and see the others' bookings late; estimates err by a uniform factor."
     return Part("robust", "Noise and stale views", about, [(Case(source, pool), members)])
+
+
+def _classes(at: Iterable[tuple[Source, float]], pool: FleetSetup) -> ClassesPart:
+    ours = make_subject(pool, "dualmap")
+    fcfs = replace(make_subject(pool, "dualmap", "fcfs", preempt=False), name="dualmap, FCFS")
+    members = [ours, fcfs, make_subject(pool, "least-loaded"), make_subject(pool, "mooncake")]
+    about = (
+        "All at the same rate, near the best baseline's capacity. Times are TTFT over the seconds that the prompt "
+        "takes cold and alone."
+    )
+    runs = [RunTask(member, source, rate) for source, rate in at for member in members]
+    return ClassesPart("classes", "Short and long prompts", about, runs)
 
 
 def _part(key: str, title: str, about: str, source: Source, members: Sequence[Subject]) -> Part:

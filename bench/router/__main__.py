@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.router.decisions import decisions
 from bench.router.measures import QUICK, Effort, Findings, memory, streamed_answers, whole_answers
 from bench.router.report import TARGETS, text, this_machine
 from bench.router.subjects import LABELS, running
@@ -28,6 +29,8 @@ async def _measure(effort: Effort) -> Findings:
     _say("streams")
     async with running(_PACED, flags) as bench:
         await streamed_answers(bench, effort, findings)
+    _say("the decision by rate and distance")
+    await decisions(_FAST, flags, effort, findings)
     return findings
 
 

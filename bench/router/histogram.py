@@ -1,7 +1,25 @@
-"""Quantiles of a Prometheus histogram between two scrapes, interpolated within the bucket."""
+"""What a router's metrics say: quantiles of a histogram between two scrapes, interpolated within the bucket."""
 
 import re
 from itertools import pairwise
+
+import aiohttp
+
+DECISION = "dualmap_decision_seconds"
+"""From the body read to the frame handed to the session."""
+
+
+async def scrape(url: str) -> str:
+    """A service's exposition text."""
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/metrics") as answer:
+        return await answer.text()
+
+
+def total(text: str, name: str) -> float:
+    """The value of a counter without labels."""
+    found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
 
 
 def buckets(text: str, name: str) -> dict[float, float]:

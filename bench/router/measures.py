@@ -4,20 +4,18 @@ import asyncio
 import statistics
 from collections.abc import Callable, Sequence
 
-import aiohttp
 import msgspec
 from redis.asyncio import Redis
 
 from bench.router.client import Result, Spec, load
 from bench.router.clocks import cpu_s, rss_bytes
-from bench.router.histogram import buckets, quantile
+from bench.router.histogram import DECISION, buckets, quantile, scrape
 from bench.router.subjects import ROUTER, Bench, Subject
 from dualmap_cli.leftovers import settle
 
 RATE = 300.0
 STREAMS = 64
 CHUNKS_PER_S = 50.0
-_DECISION = "dualmap_decision_seconds"
 _LAG_LIMIT_S = 0.02
 _MACHINE_LIMIT = 0.9
 _RATE_LIMIT = 0.95
@@ -121,7 +119,7 @@ async def whole_answers(bench: Bench, effort: Effort, findings: Findings) -> Non
                         shared_prefixes=shared,
                     )
 
-                before = await _scrape(bench)
+                before = buckets(await scrape(bench.stack.router_urls[0]), DECISION)
                 result, used_s = await loaded(bench, subject, effort, spec)
                 if repeat < 0:
                     continue  # the warm-up
@@ -134,7 +132,7 @@ async def whole_answers(bench: Bench, effort: Effort, findings: Findings) -> Non
                     (result.latency_p50_s or 0.0) * 1e3,
                 )
                 if subject.name == ROUTER:
-                    after = await _scrape(bench)
+                    after = buckets(await scrape(bench.stack.router_urls[0]), DECISION)
                     for share, name in ((0.5, "p50"), (0.99, "p99")):
                         value = quantile(before, after, share) or 0.0
                         findings.add(f"decision {name}, {prompts} prompts", ROUTER, "ms", value * 1e3)
@@ -197,8 +195,3 @@ async def memory(bench: Bench, effort: Effort, findings: Findings) -> None:
     finally:
         await redis.aclose()
     findings.add("Redis memory at the end", ROUTER, "MB", info["used_memory"] / mega)
-
-
-async def _scrape(bench: Bench) -> dict[float, float]:
-    async with aiohttp.ClientSession() as http, http.get(f"{bench.stack.router_urls[0]}/metrics") as answer:
-        return buckets(await answer.text(), _DECISION)

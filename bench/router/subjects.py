@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
+from bench.peers.arena import engines_of
 from bench.peers.peer_process import PeerRouter, places
-from bench.peers.peers import PEERS, Engine
+from bench.peers.peers import PEERS
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.child import start_child
 
@@ -57,7 +58,7 @@ async def running(
 
 
 async def _peers(stack: Stack, exits: AsyncExitStack, names: Sequence[str]) -> dict[str, Subject]:
-    engines = [Engine(url, *stack.kv_urls[url]) for url in stack.engine_urls]
+    engines = engines_of(stack)
     subjects = {
         ROUTER: Subject(ROUTER, stack.router_urls[0], stack.children["router-1"].pid),
         DIRECT: Subject(DIRECT, engines[0].url, stack.children["engine-1"].pid),
