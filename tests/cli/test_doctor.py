@@ -20,7 +20,7 @@ from dualmap_sim.engine import EngineSpec, named_profile, start_engines
 
 from ..clocks import ClockedStack
 from ..link import Link
-from ..waiting import eventually
+from ..waiting import NotYet, eventually
 
 Findings = list[dict[str, Any]]
 
@@ -150,9 +150,9 @@ async def test_frozen_parts() -> None:
                 assert "no answer at" in text or "its lease has run out" in text
                 await eventually(lambda: says("worker-2: its lease has run out"), timeout_s=30.0)
 
-        async def well() -> bool:
+        async def well() -> bool | NotYet:
             status, findings = await ask(stack)
-            return status == 0 and len(said(findings, "ok", "worker-2")) > 1
+            return (status == 0 and len(said(findings, "ok", "worker-2")) > 1) or NotYet(findings)
 
         await eventually(well, timeout_s=60.0)
 

@@ -58,8 +58,10 @@ class Fold:
         if fence is None:
             return
         due = self._due(time.monotonic())
+        # Read together with `due`: while a part is written, an instance of a later part may leave.
+        speeds = self._telemetry.speeds()
         for first in range(0, len(due), _PER_CALL):
-            if not await self._write(fence, due[first : first + _PER_CALL]):
+            if not await self._write(fence, due[first : first + _PER_CALL], speeds):
                 return
         if len(self._folded) > len(self._telemetry.heard):
             self._folded = {k: v for k, v in self._folded.items() if k in self._telemetry.heard}
@@ -79,10 +81,9 @@ class Fold:
                 due.append((name, heard))
         return due
 
-    async def _write(self, fence: int, due: list[tuple[str, Heard]]) -> bool:
+    async def _write(self, fence: int, due: list[tuple[str, Heard]], speeds: dict[str, PrefillSpeed]) -> bool:
         """One call; false when the rest must wait."""
         now_s = time.monotonic()
-        speeds = self._telemetry.speeds()
         args: list[str | bytes] = [str(fence)]
         for name, heard in due:
             args += (name, str(heard.report.generation), _perf(heard, speeds[name], now_s).pack())

@@ -1,14 +1,20 @@
 """Telemetry becomes `perf`: what changed at once, the rest often enough, the silent never."""
 
 import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
 
 from dualmap.types import PrefillSpeed
+from dualmap_rebalancer.fold import Fold
+from dualmap_rebalancer.metrics import Metrics
+from dualmap_rebalancer.telemetry import Heard
 from dualmap_service.store import Store
 from dualmap_wire.telemetry import RunningReport
 
 from ...waiting import eventually
 from .conftest import KEYS, Start, perf_of
-from .recording_worker import RecordingWorker
+from .recording_worker import POOL, RecordingWorker
 
 
 async def now_us(shared: Store) -> int:
@@ -97,3 +103,27 @@ async def test_stolen_lead_stops_folding_and_moving(start: Start, shared: Store)
         assert await running.metric("passes_total") == passes
         perf = await perf_of(shared, "w1")
         assert perf is not None and perf.speed == PrefillSpeed(0.0, 0.001, 0.0)
+
+
+async def test_an_instance_leaves_while_a_large_pool_is_folded(shared: Store) -> None:
+    report = RecordingWorker(shared, "any").report
+    heard = {f"w{number}": Heard(report, 0, time.monotonic(), number) for number in range(65)}
+    folded: list[int] = []
+
+    class Telemetry:
+        def __init__(self) -> None:
+            self.heard = heard
+
+        def speeds(self) -> dict[str, PrefillSpeed]:
+            return dict.fromkeys(self.heard, PrefillSpeed(0.0, 0.001, 0.0))
+
+    async def function(_name: str, _prefix: str, _fence: str, *instances: Any) -> int:
+        folded.append(len(instances) // 3)
+        heard.pop("w64", None)
+        return folded[-1]
+
+    store: Any = SimpleNamespace(function=function)
+    leadership: Any = SimpleNamespace(fence=1)
+    telemetry: Any = Telemetry()
+    await Fold(store, POOL, leadership, telemetry, Metrics(), refold_s=60.0).step()
+    assert folded == [64, 1]
