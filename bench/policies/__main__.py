@@ -68,6 +68,8 @@ def main() -> None:
         if isinstance(part, Part):
             text = _measure(part, config, cells, options.jobs, out / "results", say)
             how = f"{_seeds(len(config.seeds))}, bisection to {config.tolerance:.0%}"
+            if scope.quick:
+                how += "; 1,000 requests, which show that the bench runs and not which policy is better"
         else:
             text, how = _classes(part, options.jobs, say), _seeds(1)
         put(out / "results.md", f"bench-policies {part.key}", f"{text}\n\n*{_where()}; {how}.*")

@@ -214,11 +214,16 @@ async def books(stack: Stack, gone: Iterable[str] = ()) -> dict[str, Books]:
 
 
 async def assert_all_once(stack: Stack, records: Sequence[RequestRecord]) -> None:
-    """Every request has one right answer, and one engine has done its work, once."""
+    """Every request has one right answer, and one engine has done its work, once.
+
+    What is late anyway may have given way to others and been started again: a slow machine makes requests late.
+    """
     assert_answered(records)
     engines = await books(stack)
     for record in records:
-        assert engines.get(record.request_id) == Books(started=1, finished=1), record
+        book = engines.get(record.request_id, Books())
+        gave_way = 0 if record.within_slo else book.aborted
+        assert book == Books(started=1 + gave_way, finished=1, aborted=gave_way), (book, record)
 
 
 def assert_answered(records: Sequence[RequestRecord], lost: Iterable[str] = ()) -> list[RequestRecord]:

@@ -29,7 +29,7 @@ async def _slowed(enabled: bool) -> Run:
     options = StackOptions(
         routers=2,
         workers=3,
-        time_scale=8.0,
+        time_scale=4.0,
         slo_s=20.0,
         rebalancer_flags={"enabled": enabled},
     )
