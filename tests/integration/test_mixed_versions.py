@@ -1,5 +1,6 @@
 """A rolling upgrade: parts of an earlier version and of this one are one system, and no request notices."""
 
+import asyncio
 import io
 import os
 import subprocess
@@ -100,15 +101,16 @@ async def test_versions_share_a_pool_while_one_replaces_the_other(earlier: Path)
         assert any(record.moves for record in records)
 
         # What serves goes before what asks: workers, then rebalancers. Clients stay with their routers.
-        chats = make_workload("chat", Traffic(8.0, 480), {"turns_mean": 3, "think_s": 5})
-        whole = prompts("whole", rate_req_s=1.0, count=60, tokens=1024)
-        async with under_load(stack, (chats, True), (whole, False)) as load:
-            for name in ("worker-1", "worker-2"):
-                await stack.upgrade(name, "worker.ready")
-            await stack.upgrade("rebalancer-1", "rebalancer.ready")
-            assert not load.task.done()
-            records = await load.records()
-        await assert_all_once(stack, records)
+        upgrading = asyncio.create_task(_upgrade(stack))
+        turn = 0
+        while turn == 0 or not upgrading.done():
+            chats = make_workload("chat", Traffic(8.0, 480, seed=turn), {"turns_mean": 3, "think_s": 5})
+            whole = prompts(f"whole{turn}", rate_req_s=1.0, count=60, tokens=1024)
+            async with under_load(stack, (chats, True), (whole, False)) as load:
+                records = await load.records()
+            await assert_all_once(stack, records)
+            turn += 1
+        await upgrading
         for url in stack.router_urls:
             assert await metric(url, "dualmap_store_available") == 1.0
         garbage = [
@@ -117,3 +119,9 @@ async def test_versions_share_a_pool_while_one_replaces_the_other(earlier: Path)
         ]
         assert garbage == [0.0, 0.0]
         await assert_at_rest(stack)
+
+
+async def _upgrade(stack: MixedStack) -> None:
+    for name in ("worker-1", "worker-2"):
+        await stack.upgrade(name, "worker.ready")
+    await stack.upgrade("rebalancer-1", "rebalancer.ready")
