@@ -184,7 +184,8 @@ class RouterApp:
     def _reachable_changed(self) -> None:
         self.models.follow(self.watch.current)
         self.placement.pool.update(self.watch.current, self.sessions.reachable)
-        self.breakers.keep(self.watch.current.members.keys())
+        members = self.watch.current.members
+        self.breakers.keep({name: member.registration.generation for name, member in members.items()})
 
     def _membership_changed(self, membership: Membership) -> None:
         self.sessions.follow(membership)

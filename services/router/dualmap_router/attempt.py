@@ -6,9 +6,11 @@ Charges are given back as the prefill ends, and what was predicted is compared w
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from dualmap_router.breakers import Breakers
 from dualmap_router.errors import ApiError, ClientGoneError
+from dualmap_router.exchange import WELL_UNDER_WAY
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
@@ -19,9 +21,6 @@ from dualmap_wire.v1 import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-WELL_UNDER_WAY = 6
-"""An attempt that brought so many pieces of a stream was no failure of this request: what kills an engine as it starts
-to generate brings fewer. Where engines restart one after the other, each may catch the same long answer."""
 _BROKE = frozenset((pb.Failed.ENGINE_LOST, pb.Failed.BAD_ANSWER))
 """What an engine did wrong, and not the request or the load."""
 
@@ -79,7 +78,10 @@ class Attempts:
                     await flight.sink.data(data)
             elif what == "head":
                 self._first_byte(flight, placed, value)
-                if value.status >= 500:
+                if value.status < 500:
+                    exchange.under_way = partial(self._breakers.answered, instance)
+                elif placed is not None and value.status != 501:
+                    # What is only passed on may be anything: what an engine cannot do is not what it breaks.
                     self._breakers.failed(instance, sent_s)
                 if flight.splice is None:
                     await flight.sink.head(value.status, value.headers, flight)

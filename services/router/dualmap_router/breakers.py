@@ -3,16 +3,16 @@
 Theory of operation. An engine can answer `/health` and `/metrics` and break every generation. It then looks idle, so
 that decisions prefer it, and each request pays an attempt there or gets its error. A breaker opens after so many
 failures in a row: a connection that broke, an answer that is not HTTP, a 5xx. Requests that died together are one
-failure: what was sent before the last one does not count. An answer closes it; 4xx and 429 are answers. While it is
-open nothing is sent there; then one request tries the instance, and if that fails the breaker is open for twice as
-long, with jitter, so that the routers of a fleet do not try at once. Where more than half of those that could serve a
-request are left out, it is not the instances: nobody is. Each router has breakers of its own.
+failure: what was sent before the last one does not count. An answer closes it, a stream as soon as it is well under
+way; 4xx and 429 are answers. While it is open nothing is sent there; then one request tries the instance, and if that
+fails the breaker is open for twice as long, with jitter, so that the routers of a fleet do not try at once. Where more
+than half of those that could serve a request are left out, it is not the instances: nobody is. Each router has its own.
 """
 
 import logging
 import random
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Breakers:
         self._clock = clock
         self._chance = chance
         self._breakers: dict[str, _Breaker] = {}
+        self._generations: dict[str, int] = {}
 
     @property
     def num_open(self) -> int:
@@ -98,10 +99,12 @@ class Breakers:
                 extra={"instance": instance, "failures": breaker.failures, "for_s": round(pause_s, 1)},
             )
 
-    def keep(self, instances: Set[str]) -> None:
-        """Forget who has left the pool."""
-        for name in self._breakers.keys() - instances:
-            del self._breakers[name]
+    def keep(self, generations: Mapping[str, int]) -> None:
+        """Forget who has left the pool or began anew: another engine is innocent of what the last one broke."""
+        for name in list(self._breakers):
+            if name not in generations or generations[name] != self._generations.get(name):
+                del self._breakers[name]
+        self._generations = dict(generations)
 
     def _pause(self, breaker: _Breaker) -> float:
         longest_s = max(_LONGEST_S, self._pause_s)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Arrived: TypeAlias = tuple[str, Any]
 """The name of an event's field, and what is in it: bytes for `data`, else a message of worker.proto."""
 
+WELL_UNDER_WAY = 6
+"""An attempt that brought so many pieces of a stream has served it, whatever comes after: what kills an engine as it
+starts to generate brings fewer. Where engines restart one after the other, each may catch the same long answer."""
 _LAST = frozenset(("end", "moved", "failed"))
 
 
@@ -21,7 +24,7 @@ class Exchange:
 
     __slots__ = (
         "_bytes", "_events", "_max_bytes", "_session", "_waiter", "ended", "overflowed", "pieces", "relay",
-        "stream",
+        "stream", "under_way",
     )  # fmt: skip
 
     def __init__(self, session: "Session", stream: int, max_bytes: float) -> None:
@@ -35,6 +38,8 @@ class Exchange:
         self.overflowed = False
         self.pieces = 0
         """How many pieces of the body came."""
+        self.under_way: Callable[[], None] | None = None
+        """Told when it is well under way."""
         self.relay: Callable[[bytes], bool] | None = None
         """Takes data that nobody needs to look at; false for what it cannot take now."""
 
@@ -46,6 +51,8 @@ class Exchange:
         # Most events are data, and asking for the kind costs more than the data.
         if data:
             self.pieces += 1
+            if self.pieces == WELL_UNDER_WAY and self.under_way is not None:
+                self.under_way()
             self._events.append(("data", data))
             self._bytes += len(data)
             return

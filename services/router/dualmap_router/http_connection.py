@@ -46,6 +46,8 @@ class HttpConnection(asyncio.Protocol):
         self._linger_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._full_since_s: float | None = None
+        self._unsent = (0, 0.0)
+        """Bytes of the last answer that a client which is let go has still to read, and since when."""
         self._room: asyncio.Future[None] | None = None
 
     # The transport
@@ -223,6 +225,17 @@ class HttpConnection(asyncio.Protocol):
         ):
             self._transport.close()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and has not left."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def put_off(self, seconds: float) -> None:
+        """Give the client so much longer: this process slept, and what it sent may still wait to be read."""
+        self._phase.put_off(seconds)
+        if self._full_since_s is not None:
+            self._full_since_s += seconds
+
     def check(self, now_s: float) -> None:
         """Enforce the times; called about once a second."""
         if self._full_since_s is not None and now_s - self._full_since_s > self._limits.stall_s:
@@ -231,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._phase.is_over(now_s):
             return
         if self._phase.name == "closing":
-            if self._current is None:
+            if self._current is None and not self._still_reads(now_s):
                 self.abort()
         elif self._phase.name == "idle":
             self.close_if_idle()
@@ -239,3 +252,10 @@ class HttpConnection(asyncio.Protocol):
             # Also behind an answer that is under way: a body that has begun is held.
             late = ApiError(408, "the request did not come in time", code="request_timeout")
             self._give_up(self._reader.refuse(late))
+
+    def _still_reads(self, now_s: float) -> bool:
+        """Whether a client that is let go is still reading its answer, as slowly as any client may."""
+        left = self.unsent_bytes
+        if left and left != self._unsent[0]:
+            self._unsent = (left, now_s)
+        return left > 0 and now_s - self._unsent[1] <= self._limits.stall_s

@@ -43,6 +43,11 @@ class Phase:
         else:
             self._until_s = min(self._until_s + num_bytes / _LOWEST_RATE_BYTES_S, most_s)
 
+    def put_off(self, seconds: float) -> None:
+        """So long nobody could see what the client did."""
+        self._until_s += seconds
+        self._latest_s += seconds
+
     def is_over(self, now_s: float) -> bool:
         """Whether the client took too long."""
         return now_s > self._until_s

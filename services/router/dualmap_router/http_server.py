@@ -20,6 +20,10 @@ _SWEEP_S = 1.0
 _BACKLOG = 1024
 _HANDSHAKE_S = 10.0
 _SHUTDOWN_S = 5.0
+_ASLEEP_S = 2.0
+"""A sweep that comes so much too late says that the process slept."""
+_FLUSH_S, _FLUSH_POLL_S = 5.0, 0.05
+"""What the last answers may take to leave when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +118,30 @@ class HttpServer:
             self._sweeper.cancel()
         for server in self._servers:
             server.close()
+        await self._flush()
         for connection in list(self.connections):
             connection.abort()
         await asyncio.sleep(0)
 
+    async def _flush(self) -> None:
+        """Let answers that have ended leave: their clients may be reading them still."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _FLUSH_S
+        while loop.time() < until_s and any(connection.unsent_bytes for connection in self.connections):  # noqa: ASYNC110 - transports tell no event
+            await asyncio.sleep(_FLUSH_POLL_S)
+
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            slept_from_s = loop.time()
             await asyncio.sleep(_SWEEP_S)
             self.date_header = _date_header()
             now_s = loop.time()
+            late_s = now_s - slept_from_s - _SWEEP_S
+            if late_s > _ASLEEP_S:
+                # Timers come before what waits in the sockets: nobody is late by what was not read yet.
+                for connection in self.connections:
+                    connection.put_off(late_s)
             for connection in list(self.connections):
                 connection.check(now_s)
 

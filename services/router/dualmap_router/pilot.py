@@ -10,9 +10,10 @@ import time
 from collections.abc import Set
 
 from dualmap.types import Reason
-from dualmap_router.attempt import WELL_UNDER_WAY, Attempts
+from dualmap_router.attempt import Attempts
 from dualmap_router.breakers import Breakers
 from dualmap_router.errors import ApiError, ClientGoneError, overloaded, unavailable
+from dualmap_router.exchange import WELL_UNDER_WAY
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement

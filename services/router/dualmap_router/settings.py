@@ -114,6 +114,10 @@ class RouterSettings(SharedSettings, frozen=True, kw_only=True):
         SharedSettings.check(self, label)
         if self.processes > 1 and not self.port:
             raise SettingsError(f"{label('processes')} needs a port that is not 0: they share it")
+        if self.api_keys_file and self.max_held_bytes < 2 * self.max_body_bytes:
+            raise SettingsError(
+                f"{label('max_held_bytes')} must be twice {label('max_body_bytes')} or more: one tenant gets half of it"
+            )
         self._tls_pem().check(label("tls_client_ca_file"), label("tls_cert_file"), label("tls_key_file"))
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise SettingsError(f"{label('tls_client_ca_file')} needs {label('tls_cert_file')}")

@@ -102,9 +102,23 @@ def test_nobody_is_left_out_where_most_would_be() -> None:
 
 def test_who_leaves_is_forgotten() -> None:
     bench = Bench()
+    bench.breakers.keep({"a": 1, "b": 1})
     bench.breaks("a", 3)
-    bench.breakers.keep({"b"})
+    bench.breakers.keep({"a": 1, "b": 1, "c": 1})
+    assert bench.out == {"a"}
+    bench.breakers.keep({"b": 1})
     assert (bench.out, bench.breakers.num_open) == (set(), 0)
+
+
+def test_an_engine_that_began_anew_is_not_held_to_what_the_last_one_broke() -> None:
+    bench = Bench()
+    bench.breakers.keep({"a": 1, "b": 1})
+    bench.breaks("a", 3)
+    bench.breakers.keep({"a": 2, "b": 1})
+    assert (bench.out, bench.breakers.num_open) == (set(), 0)
+    bench.breaks("a", 3)
+    bench.breakers.keep({"a": 2, "b": 2})
+    assert bench.out == {"a"}
 
 
 def test_no_pause_is_no_breaker() -> None:

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualmap_router.exchange import Exchange
+from dualmap_router.exchange import WELL_UNDER_WAY, Exchange
 from dualmap_wire.v1 import worker_pb2 as pb
 
 
@@ -71,6 +71,16 @@ async def test_a_head_is_looked_at_before_what_follows_it() -> None:
     exchange.stir()
     assert not client.got
     assert [await exchange.next(), await exchange.next()] == [("head", pb.Head(status=200)), ("data", b"a")]
+
+
+async def test_it_says_once_when_it_is_well_under_way() -> None:
+    exchange, _, _ = made()
+    told: list[int] = []
+    exchange.under_way = lambda: told.append(exchange.pieces)
+    for _ in range(3 * WELL_UNDER_WAY):
+        feed(exchange, b"a")
+        exchange.stir()
+    assert told == [WELL_UNDER_WAY]
 
 
 async def test_what_nobody_takes_ends_the_exchange_at_its_bound() -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,3 +200,69 @@ async def test_who_waits_to_be_told_is_told_once() -> None:
         await client.send(asked[:-3])
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert (await client.ask(b"abc"))[2] == b"POST /x abc"
+
+
+BIG = b"x" * (24 << 20)
+"""More than what two sockets hold."""
+
+
+async def big(request: HttpRequest, response: HttpResponse) -> None:
+    response.send(200, [], BIG)
+
+
+async def _read_slowly(client: Client, pause_s: float) -> int:
+    """How many bytes of the answer came, in a dozen steps."""
+    num = 0
+    while data := await client.reader.read(2 << 20):
+        num += len(data)
+        await asyncio.sleep(pause_s)
+    return num
+
+
+async def test_a_client_that_is_let_go_may_read_its_answer_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_phase, "_LINGER_S", 0.1)
+    async with serving(big) as served, served.client() as client:
+        await client.send(get("/", "connection: close"))
+        assert await _read_slowly(client, 0.25) > len(BIG)
+
+
+async def test_who_reads_nothing_of_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_phase, "_LINGER_S", 0.1)
+    async with serving(big, replace(LIMITS, stall_s=1.0)) as served, served.client() as client:
+        await client.send(get("/", "connection: close"))
+        await eventually(lambda: served.server.connections)
+        await eventually(lambda: not served.server.connections)
+
+
+async def test_a_server_that_stops_lets_its_last_answers_leave() -> None:
+    async with serving(big) as served, served.client() as client:
+        await client.send(get("/"))
+        await eventually(lambda: any(one.unsent_bytes for one in served.server.connections))
+        reading = asyncio.create_task(_read_slowly(client, 0.05))
+        await served.server.stop()
+        assert await reading > len(BIG)
+
+
+def _sleep() -> None:
+    """Nothing else of this process runs meanwhile."""
+    time.sleep(4.0)
+
+
+async def test_a_process_that_slept_blames_no_client_for_it() -> None:
+    """As after SIGSTOP: the sweep comes before what waits in the sockets."""
+    async with serving(limits=replace(LIMITS, head_s=1.0)) as served:
+
+        def ask() -> bytes:
+            with socket.create_connection(("127.0.0.1", served.port)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\n")
+                half_way.wait()
+                client.sendall(b"host: x\r\nconnection: close\r\n\r\n")
+                return client.recv(12)
+
+        half_way = threading.Event()
+        asking = asyncio.create_task(asyncio.to_thread(ask))
+        await eventually(lambda: served.server.connections)
+        await asyncio.sleep(0.1)
+        half_way.set()
+        _sleep()
+        assert await asking == b"HTTP/1.1 200"

@@ -1,6 +1,7 @@
 """How urgent a request may be, by whatever its queue or its engine might read of it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -98,6 +99,57 @@ BODIES: list[tuple[bytes, int]] = [
 @pytest.mark.parametrize(("body", "status"), BODIES, ids=[body[:40].decode("latin-1") for body, _ in BODIES])
 def test_a_body(body: bytes, status: int) -> None:
     assert check(body) == status
+
+
+LARGE = b" " * 70_000
+"""In a body: what reads all of it at leisure is only for smaller ones."""
+_ONE_OBJECT = [
+    (body, status)
+    for body, status in BODIES
+    if body[:1] == b"{" and not any(odd in body for odd in (b"NaN", b"Inf", b"\0"))
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), _ONE_OBJECT, ids=[body[:40].decode("latin-1") for body, _ in _ONE_OBJECT]
+)
+def test_a_large_body(body: bytes, status: int) -> None:
+    assert check(b"{" + LARGE + body[1:]) == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"priority": -3, "x": NaN}', 400),
+        (b'[{"priority": 0}]', 400),
+        (b'{"priority": -%s}' % (b"9" * 5000), 400),
+        (b"{%s}" % b",".join([b'"priority": 0'] * 128), 200),
+        (b"{%s}" % b",".join([b'"priority": 0'] * 129), 400),
+        (b'{"x": [%s]}' % b",".join([b'{"priority": -9}'] * 100), 200),
+        (b'{"x\\"priority": -9, "x": "\\"priority\\": -9"}', 200),
+        ('{"priority": -3}'.encode("utf-16"), 400),
+        ('{"prior\\u0069ty": -3}'.encode("utf-32-be"), 400),
+        ('{"prompt": "x"}'.encode("utf-16"), 200),
+        (b'--form\r\n\r\npriority": -3\0', 200),
+    ],
+)  # fmt: skip
+def test_what_only_a_large_body_may_not(body: bytes, status: int) -> None:
+    """The priority is never overlooked; what cannot be read quickly is refused."""
+    blanks = " " * 70_000
+    width = 4 if body[:3] == b"\0\0\0" else 2 if b"\0" in body[:6] else 1
+    wide = {4: blanks.encode("utf-32-be"), 2: blanks.encode("utf-16-le"), 1: blanks.encode()}[width]
+    assert check(body + wide) == status
+
+
+def test_a_large_body_makes_no_objects() -> None:
+    """A million empty objects beside a priority: they would take the router a third of a second, and its memory."""
+    body = b'{"priority": 0, "x": [' + b",".join([b"{}"] * 1_000_000) + b"]}"
+    check(body)
+    tracemalloc.start()
+    assert check(body) == 200
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * len(body)
 
 
 def test_who_may_ask_for_any_priority() -> None:
