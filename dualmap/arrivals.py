@@ -20,20 +20,22 @@ _LEFT = 64
 
 
 class _Entry(NamedTuple):
-    """A job by its place: equal arrivals by the longer cached prefix, then by id, as `queue_order.order` has them."""
+    """A place: equal arrivals by the longer cached prefix, then by id, as `queue_order.order` has them.
+
+    Without the job: a place outlives who had it, and a job has its whole body.
+    """
 
     arrival_s: float
     uncached: int
     request_id: str
     number: int
-    job: Job
 
 
 class Arrivals:
     """Waiting jobs. The place of one that leaves is cleared when it is next looked at, or with many."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, tuple[_Entry, Job]] = {}
         self._kinds: Counter[tuple[str, int]] = Counter()
         self._numbers = count()
         self._hopeful: list[_Entry] = []
@@ -48,8 +50,8 @@ class Arrivals:
 
     def add(self, job: Job) -> None:
         """A job waits, perhaps again."""
-        entry = _Entry(job.arrival_s, -job.cached_tokens, job.request_id, next(self._numbers), job)
-        self._entries[job.request_id] = entry
+        entry = _Entry(job.arrival_s, -job.cached_tokens, job.request_id, next(self._numbers))
+        self._entries[job.request_id] = entry, job
         self._kinds[job.tenant, job.priority] += 1
         insort(self._hopeful, entry)
 
@@ -71,7 +73,7 @@ class Arrivals:
             heappop(self._hopeless)
         places = self._hopeless[:1]
         places += islice(filter(self._waits, self._hopeful), 1)
-        return min(places).job
+        return self._entries[min(places).request_id][1]
 
     def oldest_in_time(self, now_s: float, ready_s: float, speed: PrefillSpeed) -> Job | None:
         """Who came first of those that meet their SLO if begun at `ready_s`, which is now or later; None for nobody."""
@@ -82,7 +84,7 @@ class Arrivals:
             seen += 1
             if not self._waits(entry):
                 continue
-            job = entry.job
+            job = self._entries[entry.request_id][1]
             deadline_s = job.arrival_s + job.slo_s
             if deadline_s < now_s:
                 heappush(self._hopeless, entry)
@@ -95,4 +97,5 @@ class Arrivals:
         return found
 
     def _waits(self, entry: _Entry) -> bool:
-        return self._entries.get(entry.request_id) is entry
+        waiting = self._entries.get(entry.request_id)
+        return waiting is not None and waiting[0] is entry

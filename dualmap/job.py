@@ -90,3 +90,10 @@ class PrefillGroup:
         for job in jobs:
             job.group = self
             self.jobs.append(job)
+
+    def dissolve(self) -> None:
+        """Nothing more will be learnt from it: jobs and group hold each other, and with them whole requests, no more."""
+        for job in self.jobs:
+            if job.group is self:
+                job.group = None
+        self.jobs.clear()

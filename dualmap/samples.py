@@ -10,7 +10,13 @@ from dualmap.ttft import Prefill, SpeedTracker
 _MAX_UNSEEN = 16
 """Unstreamed prefills in a row that one first byte may stand for; then the estimate is taken for seen."""
 _TOGETHER = 0.5
-"""A first byte that comes within this share of its own expected prefill was computed with the one before."""
+"""A first byte that comes within this share of its own expected prefill was computed with the one before.
+
+Expected by the fit: by the quick factor every prefill would look like that once a frozen process or a slow moment has
+raised it, and as nothing would be a sample any more nothing would lower it again.
+"""
+_MOST_TOGETHER = 256
+"""More than one step of an engine ends; the fit itself may be too slow as well."""
 
 
 class PrefillSamples:
@@ -26,7 +32,8 @@ class PrefillSamples:
     def first_byte(self, job: Job, now_s: float, spoilt: bool) -> None:
         """A streamed prefill is over; `spoilt` when the engine may have computed something else in its time."""
         assert job.prefill_s is not None
-        if spoilt or self._unseen or job.prefill_s > _TOGETHER * job.own_s(self.tracker.speed()):
+        apart = job.prefill_s > _TOGETHER * job.own_s(self.tracker.fit.speed)
+        if spoilt or self._unseen or apart or len(self._group.jobs) >= _MOST_TOGETHER:
             self.close_group()
         self._group.spoilt = self._group.spoilt or spoilt
         seconds = now_s - self._unseen_since_s if self._unseen else job.prefill_s
@@ -54,7 +61,9 @@ class PrefillSamples:
     def close_group(self) -> None:
         """Nothing more belongs to the latest first bytes: what they took together is a sample."""
         group, self._group = self._group, PrefillGroup()
-        if group.jobs and not group.spoilt:
+        if group.spoilt:
+            group.dissolve()
+        elif group.jobs:
             group.closed = True
             self.tracker = self.tracker.prefilled([job.expected for job in group.jobs], group.seconds)
             self._confirm(group)
@@ -81,3 +90,4 @@ class PrefillSamples:
         computed = [job.computed for job in group.jobs if job.computed is not None]
         if len(computed) == len(group.jobs):
             self.tracker = self.tracker.confirmed(computed, group.seconds)
+        group.dissolve()

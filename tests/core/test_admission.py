@@ -1,5 +1,8 @@
 """Admission with time passed in: busy but shallow, ordered, and empty at the end whatever happened between."""
 
+import weakref
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -334,3 +337,34 @@ def test_whatever_happens_it_ends_empty(
             leave(jobs[name], True)
         adm.admit(now_s)
     assert (adm.queue, adm.line, adm.running) == ({}, [], set())
+
+
+@pytest.mark.parametrize(("freeze_s", "tokens"), [(1.5, 300), (5.0, 1500), (14.0, 1500)])
+def test_one_freeze_is_soon_forgotten_by_a_busy_engine(freeze_s: float, tokens: int) -> None:
+    """A worker that slept saw one prefill take as long: the next ones, as fast as ever, show that it was no more."""
+    adm, now_s, done = admission(), 0.0, 0
+    own_s = tokens / 10_000
+    started: list[weakref.ref[Callable[[], None]]] = []
+
+    def prefill(seconds: float) -> None:
+        """The engine's first, while others wait behind it."""
+        nonlocal now_s, done
+        while len(adm.queue) < 4:
+            adm.add(Job(f"{done}-{len(adm.queue)}-{now_s}", now_s, tokens, 0, 1000.0, start=lambda: None))
+        adm.admit(now_s)
+        job = adm.line[0]
+        now_s += seconds
+        adm.first_byte(job, now_s)
+        adm.finish(job, now_s, prompt_tokens=tokens, cached_tokens=0)
+        started.append(weakref.ref(job.start))
+        done += 1
+
+    for _ in range(100):
+        prefill(own_s)
+    prefill(own_s + freeze_s)
+    for _ in range(60):
+        prefill(own_s)
+    expected_s = adm.tracker.speed().prefill_s(tokens, 0)
+    assert expected_s == pytest.approx(own_s, rel=0.15)
+    # Whole requests hang on jobs: those that are over are not held until the load ends.
+    assert sum(start() is not None for start in started) < 20

@@ -1,5 +1,6 @@
 """Who is next by the short cut is who is next in the whole order, and is charged the same."""
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -130,3 +131,15 @@ def test_alike() -> None:
     assert not arrivals.alike
     arrivals.remove(ours)
     assert arrivals.alike
+
+
+def test_who_has_left_is_not_held() -> None:
+    """A place may stay until it is looked at again, whoever had it, and the body with him, not."""
+    arrivals, starts = Arrivals(), []
+    for number in range(60):
+        job = Job(str(number), float(number), 100, 0, 1.0, start=lambda: None)
+        starts.append(weakref.ref(job.start))
+        arrivals.add(job)
+        arrivals.remove(job)
+    del job
+    assert not any(start() for start in starts)
