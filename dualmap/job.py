@@ -92,7 +92,7 @@ class PrefillGroup:
             self.jobs.append(job)
 
     def dissolve(self) -> None:
-        """Nothing more will be learnt from it: jobs and group hold each other, and with them whole requests, no more."""
+        """Nothing more will be learnt from it: jobs and group no longer hold each other, and with them requests."""
         for job in self.jobs:
             if job.group is self:
                 job.group = None

@@ -99,6 +99,27 @@ async def test_a_name_that_a_later_start_keeps_is_taken(
     assert not old.taken
 
 
+async def test_an_outage_says_nothing_of_who_has_the_name(
+    shared: Store, store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_s = time.monotonic()
+    monkeypatch.setattr("dualmap_service.registry.time", SimpleNamespace(monotonic=lambda: clock_s))
+    late, early = Lease(shared, registration(generation=2)), Lease(shared, registration(generation=1))
+    assert await late.renew()
+    assert not await early.renew()
+    store.pause()
+    try:
+        assert not await early.renew()
+    finally:
+        store.resume()
+    clock_s += 10 * LEASE_MS / 1000
+    assert not early.taken
+    await eventually(lambda: shared.available)
+    assert await late.renew()
+    assert not await early.renew()
+    assert not early.taken, "refused once since then"
+
+
 async def test_a_renewal_under_way_brings_nobody_back(shared: Store, store: EmbeddedStore) -> None:
     watch, lease = MembershipWatch(shared, "p"), Lease(shared, registration())
     store.pause()
