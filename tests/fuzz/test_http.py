@@ -58,6 +58,9 @@ class Wire(asyncio.Transport):
         assert not self.closed
         self.written += data
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_reading(self) -> bool:
         return self.reading and not self.closed
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -17,6 +18,11 @@ from ...waiting import eventually
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 async def app(store: EmbeddedStore) -> AsyncIterator[tuple[RouterApp, str]]:
     """A router in this process, traced, and its URL."""
@@ -26,7 +32,7 @@ async def app(store: EmbeddedStore) -> AsyncIterator[tuple[RouterApp, str]]:
     )
     app = RouterApp(settings, stop)
     running = asyncio.create_task(app.run())
-    await eventually(lambda: app.http.connections is not None and app.store.available)
+    await eventually(lambda: app.store.available and _listens(port))
     yield app, f"http://127.0.0.1:{port}"
     stop.set()
     await running
