@@ -110,13 +110,13 @@ LINES = st.lists(
         lambda ran_s: [replace(entry, ran_s=ran_s, stop_s=entry.queued.own_s / 8) for entry in line[:1]] + line[1:]
     )
 )  # fmt: skip
-ORDERS = st.builds(OrderRule, st.sampled_from(list(ORDERS)), st.sampled_from([10.0, 60.0]))
+ANY_ORDER = st.builds(OrderRule, st.sampled_from(list(ORDERS)), st.sampled_from([10.0, 60.0]))
 RULES = st.builds(
     PreemptRule, st.booleans(), st.sampled_from([0.1, 2.0]), st.sampled_from([0.25, 5.0]), st.sampled_from([1, 32])
 )  # fmt: skip
 
 
-@given(line=LINES, queue=st.lists(QUEUED, max_size=8), order_rule=ORDERS, rule=RULES)
+@given(line=LINES, queue=st.lists(QUEUED, max_size=8), order_rule=ANY_ORDER, rule=RULES)
 def test_who_is_preempted(
     line: list[RunningRequest], queue: list[QueuedRequest], order_rule: OrderRule, rule: PreemptRule
 ) -> None:
@@ -139,7 +139,7 @@ def test_who_is_preempted(
     assert any(e.feasible and e.request.priority <= victim.queued.priority for e in ahead)
 
 
-@given(line=LINES, queue=st.lists(QUEUED, max_size=8), order_rule=ORDERS, rule=RULES)
+@given(line=LINES, queue=st.lists(QUEUED, max_size=8), order_rule=ANY_ORDER, rule=RULES)
 def test_the_split_keeps_all_seconds_and_puts_nobody_in_time_behind_what_gives_way(
     line: list[RunningRequest], queue: list[QueuedRequest], order_rule: OrderRule, rule: PreemptRule
 ) -> None:
