@@ -162,8 +162,9 @@ class Admission:
     # What happens
 
     def add(self, job: Job) -> None:
-        """A request arrives."""
-        self._wait(job)
+        """A request waits: it has just come, or was stopped."""
+        self.queue[job.request_id] = job
+        self._arrivals.add(job)
 
     def take(self, request_id: str) -> Job | None:
         """Take a request off the queue, if it still waits."""
@@ -171,10 +172,6 @@ class Admission:
         if job is not None:
             self._arrivals.remove(job)
         return job
-
-    def _wait(self, job: Job) -> None:
-        self.queue[job.request_id] = job
-        self._arrivals.add(job)
 
     def admit(self, now_s: float) -> float | None:
         """Start what may start, stop what gives way to it.
@@ -269,7 +266,7 @@ class Admission:
         job.started_s, job.stopping = None, False
         job.preemptions += 1
         self.preemptions += 1
-        self._wait(job)
+        self.add(job)
 
     def _give_back(self, job: Job, now_s: float) -> None:
         """Its tenant has back what it was charged for and not served, without the step that the engine ends."""

@@ -63,16 +63,16 @@ class Arrivals:
         if not self._kinds[kind]:
             del self._kinds[kind]
         if len(self._hopeful) + len(self._hopeless) > 2 * len(self._entries) + _LEFT:
-            self._hopeful = list(filter(self._waits, self._hopeful))
+            self._hopeful = list(filter(self._job, self._hopeful))
             # What is sorted is a heap.
-            self._hopeless = sorted(filter(self._waits, self._hopeless))
+            self._hopeless = sorted(filter(self._job, self._hopeless))
 
     def oldest(self) -> Job:
         """Who came first; there must be one."""
-        while self._hopeless and not self._waits(self._hopeless[0]):
+        while self._hopeless and self._job(self._hopeless[0]) is None:
             heappop(self._hopeless)
         places = self._hopeless[:1]
-        places += islice(filter(self._waits, self._hopeful), 1)
+        places += islice(filter(self._job, self._hopeful), 1)
         return self._entries[min(places).request_id][1]
 
     def oldest_in_time(self, now_s: float, ready_s: float, speed: PrefillSpeed) -> Job | None:
@@ -82,9 +82,9 @@ class Arrivals:
         seen = 0
         for entry in self._hopeful:
             seen += 1
-            if not self._waits(entry):
+            job = self._job(entry)
+            if job is None:
                 continue
-            job = self._entries[entry.request_id][1]
             deadline_s = job.arrival_s + job.slo_s
             if deadline_s < now_s:
                 heappush(self._hopeless, entry)
@@ -96,6 +96,7 @@ class Arrivals:
         self._hopeful[:seen] = looked
         return found
 
-    def _waits(self, entry: _Entry) -> bool:
-        waiting = self._entries.get(entry.request_id)
-        return waiting is not None and waiting[0] is entry
+    def _job(self, place: _Entry) -> Job | None:
+        """Who waits at a place; None if he has left."""
+        entry, job = self._entries.get(place.request_id, (None, None))
+        return job if entry is place else None

@@ -10,7 +10,6 @@ from functools import partial
 
 from dualmap_router.breakers import Breakers
 from dualmap_router.errors import ApiError, ClientGoneError
-from dualmap_router.exchange import WELL_UNDER_WAY
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
@@ -105,7 +104,7 @@ class Attempts:
                 moved: pb.Moved = value
                 return moved
             elif what == "failed":
-                if value.kind in _BROKE and exchange.pieces < WELL_UNDER_WAY:
+                if value.kind in _BROKE and not exchange.well_under_way:
                     self._breakers.failed(instance, sent_s)
                 return self._failed(flight, value)
 

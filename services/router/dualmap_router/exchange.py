@@ -14,8 +14,8 @@ Arrived: TypeAlias = tuple[str, Any]
 """The name of an event's field, and what is in it: bytes for `data`, else a message of worker.proto."""
 
 WELL_UNDER_WAY = 6
-"""An attempt that brought so many pieces of a stream has served it, whatever comes after: what kills an engine as it
-starts to generate brings fewer. Where engines restart one after the other, each may catch the same long answer."""
+"""Pieces of a stream that make it so: what kills an engine as it starts to generate brings fewer. Where engines restart
+one after the other, each may catch the same long answer."""
 _LAST = frozenset(("end", "moved", "failed"))
 
 
@@ -42,6 +42,11 @@ class Exchange:
         """Told when it is well under way."""
         self.relay: Callable[[bytes], bool] | None = None
         """Takes data that nobody needs to look at; false for what it cannot take now."""
+
+    @property
+    def well_under_way(self) -> bool:
+        """Whether this attempt has served its stream, whatever comes after."""
+        return self.pieces >= WELL_UNDER_WAY
 
     def feed(self, event: pb.Event) -> None:
         """Take an event from the session; `stir` says that there are no more for now."""

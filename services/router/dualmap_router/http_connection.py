@@ -46,8 +46,6 @@ class HttpConnection(asyncio.Protocol):
         self._linger_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._full_since_s: float | None = None
-        self._unsent = (0, 0.0)
-        """Bytes of the last answer that a client which is let go has still to read, and since when."""
         self._room: asyncio.Future[None] | None = None
 
     # The transport
@@ -159,6 +157,7 @@ class HttpConnection(asyncio.Protocol):
             return
         still_sending = self._phase.name == "closing"
         self._phase.begin("closing")
+        self._phase.leaves(self.unsent_bytes)
         self._forget_waiting()
         if still_sending and self._transport.can_write_eof():
             self._transport.write_eof()
@@ -244,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._phase.is_over(now_s):
             return
         if self._phase.name == "closing":
-            if self._current is None and not self._still_reads(now_s):
+            if self._current is None:
                 self.abort()
         elif self._phase.name == "idle":
             self.close_if_idle()
@@ -252,10 +251,3 @@ class HttpConnection(asyncio.Protocol):
             # Also behind an answer that is under way: a body that has begun is held.
             late = ApiError(408, "the request did not come in time", code="request_timeout")
             self._give_up(self._reader.refuse(late))
-
-    def _still_reads(self, now_s: float) -> bool:
-        """Whether a client that is let go is still reading its answer, as slowly as any client may."""
-        left = self.unsent_bytes
-        if left and left != self._unsent[0]:
-            self._unsent = (left, now_s)
-        return left > 0 and now_s - self._unsent[1] <= self._limits.stall_s

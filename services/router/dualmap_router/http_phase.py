@@ -43,6 +43,10 @@ class Phase:
         else:
             self._until_s = min(self._until_s + num_bytes / _LOWEST_RATE_BYTES_S, most_s)
 
+    def leaves(self, num_bytes: int) -> None:
+        """So many bytes have still to be read by the client, which has the time that the lowest rate takes for it."""
+        self.put_off(num_bytes / _LOWEST_RATE_BYTES_S)
+
     def put_off(self, seconds: float) -> None:
         """So long nobody could see what the client did."""
         self._until_s += seconds

@@ -13,7 +13,6 @@ from dualmap.types import Reason
 from dualmap_router.attempt import Attempts
 from dualmap_router.breakers import Breakers
 from dualmap_router.errors import ApiError, ClientGoneError, overloaded, unavailable
-from dualmap_router.exchange import WELL_UNDER_WAY
 from dualmap_router.flight import Flight
 from dualmap_router.metrics import RouterMetrics
 from dualmap_router.placement import Placed, Placement
@@ -92,7 +91,7 @@ class Pilot:
                 # 2. Lost, or refused before the first byte: anywhere but there. One that drains has not failed.
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
-                if flight.exchange is not None and flight.exchange.pieces >= WELL_UNDER_WAY:
+                if flight.exchange is not None and flight.exchange.well_under_way:
                     failures = 0
                 failures += not drains
                 lost.add(instance)

@@ -67,9 +67,14 @@ class Lease:
         self._keys = PoolKeys(registration.pool)
         self._dropped = False
         self._refused_since_s: float | None = None
-        self.taken = False
-        """Whether another process keeps the name: refused now, and for longer than one that died could hold it."""
+        """Since when every answer of the store was a refusal; None where the last was none, or did not come."""
         self.registration = registration
+
+    @property
+    def taken(self) -> bool:
+        """Whether another process keeps the name: refused for longer than one that died could hold it."""
+        since_s = self._refused_since_s
+        return since_s is not None and time.monotonic() - since_s > 2 * LEASE_MS / 1000
 
     async def renew(self) -> bool:
         """Register or renew; false while the store is away or a later start holds the name."""
@@ -88,19 +93,17 @@ class Lease:
             )
         except StoreError as exc:
             # Nobody says who has the name: what was refused before an outage says nothing of after it.
-            self._refused_since_s, self.taken = None, False
+            self._refused_since_s = None
             log.warning("registry.lease_not_renewed", extra={"error": str(exc)})
             return False
         if version < 0:
-            now_s = time.monotonic()
-            self._refused_since_s = self._refused_since_s or now_s
-            self.taken = now_s - self._refused_since_s > 2 * LEASE_MS / 1000
+            self._refused_since_s = self._refused_since_s or time.monotonic()
             log.error(
                 "registry.name_taken",
                 extra={"instance": registration.instance, "generation": registration.generation},
             )
             return False
-        self._refused_since_s, self.taken = None, False
+        self._refused_since_s = None
         return True
 
     async def drop(self) -> None:
