@@ -12,19 +12,21 @@ import msgspec
 from bench.peers.arena import DUALMAP
 from bench.peers.bounds import find_bounds
 from bench.peers.config import FULL, QUICK, SUBJECTS, WORKLOADS, Effort
-from bench.peers.goodput import fleets, goodput
+from bench.peers.goodput import fleets, goodput, tried_settings, try_settings
 from bench.peers.overhead import SUBJECTS as OVERHEAD_SUBJECTS
 from bench.peers.overhead import measure
 from bench.peers.page import Results, write
 from bench.peers.peer_process import missing
 from bench.peers.peers import PEERS
 from bench.peers.schedule import Runs
+from bench.peers.settings import COMPARED, peer_of
 from bench.router.measures import Findings
 from bench.router.report import this_machine
 
 _ROOT = Path(__file__).parents[2]
 _OVERHEAD = _ROOT / "build/bench-peers-overhead.json"
 PARTS = (*WORKLOADS, "overhead", "fleet")
+"""What is run unless asked otherwise; "settings" is run on request."""
 
 
 async def _run(
@@ -57,6 +59,9 @@ async def _run(
                 results.bounds[workload] = await asyncio.to_thread(find_bounds, workload, effort, trace)
     if "fleet" in parts:
         results.fleets = await fleets(subjects, effort, trace, runs)
+    if "settings" in parts:
+        await try_settings(effort, trace, runs, [name for name in COMPARED if not missing(peer_of(name))])
+    results.settings = tried_settings(effort, trace, runs)
     write(results, out)
     say(f"wrote {out}")
 
@@ -70,7 +75,7 @@ def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("--trace", default="", help="Mooncake's conversation trace; generated without it")
-    parser.add_argument("--parts", default=",".join(PARTS), help="default %(default)s")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default %(default)s; also settings")
     parser.add_argument("--subjects", default="", help="only these, by name; dualmap, oracle and the peers'")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that all of it runs")
     parser.add_argument("--full", action="store_true", help="more requests, fewer at a time")

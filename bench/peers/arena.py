@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
+from bench.peers.launch import Engine
 from bench.peers.peer_process import ArenaError, PeerRouter, places
-from bench.peers.peers import PEERS, Engine
+from bench.peers.settings import peer_of
 from dualmap_cli.leftovers import settle
 from dualmap_cli.stack import Stack, StackOptions
 from dualmap_service.ports import free_ports
@@ -119,7 +120,7 @@ async def arena(subject: str, setup: Setup, routers: int = 1) -> AsyncIterator[A
             await stack.start_engines(NUM_ENGINES)
             others = [engine.pid for engine in stack.children.values()]
             peers = [
-                PeerRouter(PEERS[subject], engines_of(stack), place)
+                PeerRouter(peer_of(subject), engines_of(stack), place)
                 for place in places(stack.logs, routers, setup.time_scale)
             ]
             for router in peers:

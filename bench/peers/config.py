@@ -45,6 +45,8 @@ class Effort:
     search: bool = True
     """One more run in the middle of where a capacity lies."""
     fleets: tuple[int, ...] = FLEETS
+    fleet_rounds: int = 2
+    """How often each of DualMap's fleets is run: one run differs from the next by more than fleets do."""
     overhead_s: float = 3.0
     """Length of an overhead window."""
     prompts: int = 20_000
@@ -54,7 +56,7 @@ class Effort:
         return round(self.agents_s * rate_req_s) if workload == "agents" else self.count
 
 
-FULL = Effort(count=1500, agents_s=300.0, jobs=3, overhead_s=8.0)
+FULL = Effort(count=1500, agents_s=300.0, jobs=3, fleet_rounds=3, overhead_s=8.0)
 QUICK = Effort(
     count=100,
     agents_s=10.0,
@@ -63,6 +65,7 @@ QUICK = Effort(
     num_rates=1,
     search=False,
     fleets=(1, 2),
+    fleet_rounds=1,
     overhead_s=1.0,
     prompts=500,
 )

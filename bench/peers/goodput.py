@@ -11,6 +11,8 @@ from bench.peers.config import FIRST_RATE, FLEET_RATE, FLEET_SUBJECTS, RATES, SL
 from bench.peers.outcome import Outcome
 from bench.peers.run import Trial
 from bench.peers.schedule import Runs
+from bench.peers.settings import COMPARED
+from bench.peers.settings import RATES as SETTINGS_RATES
 
 _CHANGING = 4
 """Routers of the fleet of which half go and come back."""
@@ -56,6 +58,29 @@ def _rates(subject: str, workload: str) -> list[float]:
     return [rate for rate in RATES[workload] if rate >= first]
 
 
+async def try_settings(effort: Effort, trace: str | None, runs: Runs, subjects: Sequence[str]) -> None:
+    """Run every setting that the page has a row for, once on each workload."""
+    await asyncio.gather(
+        *(
+            runs.run(trial(subject, workload, rate, effort, trace))
+            for workload, rate in SETTINGS_RATES.items()
+            for subject in subjects
+        )
+    )
+
+
+def tried_settings(effort: Effort, trace: str | None, runs: Runs) -> dict[str, list[Outcome | None]]:
+    """What came of each setting, in the order of the workloads; without running anything."""
+    found = {
+        subject: [
+            runs.kept(trial(subject, workload, rate, effort, trace))
+            for workload, rate in SETTINGS_RATES.items()
+        ]
+        for subject in COMPARED
+    }
+    return {subject: outcomes for subject, outcomes in found.items() if any(outcomes)}
+
+
 async def fleets(
     subjects: Sequence[str], effort: Effort, trace: str | None, runs: Runs
 ) -> dict[str, list[Outcome]]:
@@ -66,10 +91,12 @@ async def fleets(
 
     async def fleet(subject: str) -> list[Outcome]:
         base = trial(subject, "conversation", FLEET_RATE[subject], effort, trace)
+        own = subject == DUALMAP
         trials = [
-            msgspec.structs.replace(base, routers=number)
+            msgspec.structs.replace(base, routers=number, seed=seed)
             for number in effort.fleets
-            if subject == DUALMAP or number <= 4
+            if own or number <= 4
+            for seed in range(1, 1 + (effort.fleet_rounds if own else 1))
         ]
         if max(effort.fleets) >= _CHANGING:
             trials.append(msgspec.structs.replace(trials[0], routers=_CHANGING, changes=True))

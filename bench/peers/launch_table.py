@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from bench.peers.launch import Engine, Place
 from bench.peers.peer_process import missing, version
-from bench.peers.peers import OWN, PEERS, Engine, Peer, Place
+from bench.peers.peers import OWN, PEERS, Peer
 
 
 def launch_line(peer: Peer) -> str:

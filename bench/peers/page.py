@@ -14,7 +14,7 @@ from bench.peers.launch_table import launch_table
 from bench.peers.losses import losses
 from bench.peers.outcome import Outcome
 from bench.peers.schedule import shares
-from bench.peers.tables import capacities_table, fleet_table, overhead_table, runs_table
+from bench.peers.tables import capacities_table, fleet_table, overhead_table, runs_table, settings_table
 from bench.peers.verdicts import best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
 from bench.router.measures import Findings
 from bench.router.report import Machine
@@ -36,6 +36,8 @@ class Results:
     overhead: Findings | None = None
     bounds: dict[str, Bounds] = field(default_factory=dict)
     """By workload."""
+    settings: dict[str, list[Outcome | None]] = field(default_factory=dict)
+    """By subject, in the order of the workloads."""
 
 
 def write(results: Results, out: Path) -> None:
@@ -64,6 +66,8 @@ def _page(results: Results, plots: Sequence[str]) -> str:
     parts = ["# DualMap beside other routers", _head(results), "## In short", _short(results)]
     parts += ["\n".join(f"- {line}" for line in _verdicts(results))]
     parts += ["## Who is compared, and how each is started", _ABOUT_PEERS, launch_table()]
+    if results.settings:
+        parts += ["### What else was tried", _ABOUT_SETTINGS, markdown(settings_table(results.settings))]
     for (workload, found), plot in zip(results.goodput.items(), plots, strict=True):
         parts += [f"## {_TITLES[workload]}", _about(workload, results), plot]
         parts += [markdown(runs_table([one for curve in found.curves.values() for one in curve]))]
@@ -176,11 +180,16 @@ _ABOUT_PEERS = (
     "Defaults are as each ships; `tuned` is what its documentation offers that suits these engines. `URL` stands for "
     "an engine's, once for each of them."
 )
+_ABOUT_SETTINGS = (
+    "Before `tuned` was chosen (`ARGS='--parts settings'`, bench/peers/settings.py): one run each, at one rate of each "
+    "workload. A setting that no run of its router beat on both is `tuned` above."
+)
 _ABOUT_FLEETS = (
     "The same requests, spread by turns over more and more routers of a kind, at a rate near the capacity of one. "
     "Peers know of each other only what the engines tell them; DualMap's routers share Redis. In the last row two of "
-    "four routers stop after a third of the run and come back after two; the client asks another one meanwhile. One "
-    "run each: how much one differs from the next by chance, the rows of neighbouring rates above show."
+    "four routers stop after a third of the run and come back after two; the client asks another one meanwhile. "
+    "DualMap's fleets run more than once, to show how much a run differs from the next by chance; the verdicts above "
+    "go by the means."
 )
 _ABOUT_OVERHEAD = (
     "Clients and clocks of `make bench-router`, in front of two engines that answer at once (streams: 50 tokens a "

@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from bench.peers.peers import OWN, VENVS, Engine, Peer, Place
+from bench.peers.launch import VENVS, Engine, Place
+from bench.peers.peers import OWN, Peer
 from dualmap_service.child import Child, start_child
 from dualmap_service.ports import free_ports
 

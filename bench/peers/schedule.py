@@ -7,12 +7,14 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from bench.peers.arena import DUALMAP
 from bench.peers.capacity import SHARE, middle
 from bench.peers.config import ENOUGH
+from bench.peers.launch import Engine, Place
 from bench.peers.outcome import Outcome
 from bench.peers.peer_process import ArenaError
-from bench.peers.peers import PEERS, Engine, Place
 from bench.peers.run import Trial, run_apart
+from bench.peers.settings import peer_of
 
 _ROOT = Path(__file__).parents[2]
 _CODE = (
@@ -58,6 +60,10 @@ class Runs:
                 kept = msgspec.json.decode(line, type=Kept)
                 if kept.outcome.doubt is None or doubtful:
                     self._kept[kept.key] = kept.outcome
+
+    def kept(self, trial: Trial) -> Outcome | None:
+        """The outcome of a trial that has been run before."""
+        return self._kept.get(_key(self._code, _launch_line(trial.subject), trial))
 
     async def run(self, trial: Trial) -> Outcome | None:
         """The outcome of a trial; None, and a line that says why, if it cannot be had."""
@@ -134,12 +140,10 @@ def _key(code: str, launch: str, trial: Trial) -> str:
 
 def _launch_line(subject: str) -> str:
     """A peer's settings, so that another setting is another run."""
-    if subject not in PEERS:
+    if subject == DUALMAP or peer_of(subject).package == "nginx":
         return subject
     place = Place(0, 0, Path("/tmp"))
-    if PEERS[subject].package == "nginx":
-        return subject
-    return " ".join(PEERS[subject].launch(place, [Engine("url", "events", "replay")]))
+    return " ".join(peer_of(subject).launch(place, [Engine("url", "events", "replay")]))
 
 
 def _digest() -> str:

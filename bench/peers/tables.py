@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.peers.capacity import capacity
 from bench.peers.outcome import Outcome
 from bench.peers.schedule import shares
+from bench.peers.settings import RATES
 from bench.router.measures import Figure, Findings
 from bench.router.subjects import ROUTER
 from dualmap_sim.study.tables import Column, Table, make_table
@@ -39,6 +40,27 @@ def fleet_table(outcomes: Sequence[Outcome]) -> Table:
         Column("asked again", lambda one: one.asked_again, "{:d}"),
     ]
     return make_table("fleets", columns, outcomes)
+
+
+def settings_table(outcomes: Mapping[str, Sequence[Outcome | None]]) -> Table:
+    """A row per setting: who was in time, at one rate of each workload, and how much was cached."""
+    columns: list[Column[str]] = [Column("settings", lambda name: name)]
+    for number, (workload, rate) in enumerate(RATES.items()):
+        columns.append(
+            Column(f"{workload} at {rate:g}/s, within SLO", _shown(outcomes, number, "within_slo_share"))
+        )
+        columns.append(Column("cached", _shown(outcomes, number, "cached_share")))
+    return make_table("settings", columns, list(outcomes))
+
+
+def _shown(
+    outcomes: Mapping[str, Sequence[Outcome | None]], number: int, field: str
+) -> Callable[[str], str | None]:
+    def shown(name: str) -> str | None:
+        one = outcomes[name][number]
+        return None if one is None else f"{getattr(one, field):.1%}" + (" !" if one.doubt else "")
+
+    return shown
 
 
 def _common() -> list[Column[Outcome]]:

@@ -1,6 +1,7 @@
 """What was promised, against what was measured."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import msgspec
 
@@ -82,18 +83,21 @@ def overhead_verdicts(findings: Findings) -> list[Verdict]:
 
 
 def fleet_verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
-    """What N DualMap routers lose against one, in points: the most, whatever N is."""
-    one = next((outcome for outcome in outcomes if outcome.routers == 1), None)
-    many = [outcome for outcome in outcomes if outcome.routers > 1 and not outcome.changes]
-    if one is None or not many:
+    """What N DualMap routers lose against one, in points of the means of their runs: the most, whatever N is."""
+    steady = [outcome for outcome in outcomes if not outcome.changes]
+    sizes = sorted({outcome.routers for outcome in steady})
+    if sizes[:1] != [1] or len(sizes) < 2:
         return []
-    return [
-        Verdict(
-            f"{name}, points that N routers lose against one at most",
-            max(0.0, *(getattr(one, field) - getattr(outcome, field) for outcome in many)) * 100,
-            1.0,
-            at_least=False,
+
+    def lost(field: str) -> float:
+        one, *many = (
+            fmean(getattr(outcome, field) for outcome in steady if outcome.routers == number)
+            for number in sizes
         )
+        return max(0.0, *(one - mean for mean in many)) * 100
+
+    return [
+        Verdict(f"{name}, points that N routers lose against one at most", lost(field), 1.0, at_least=False)
         for name, field in (("attainment", "within_slo_share"), ("cached share", "cached_share"))
     ]
 

@@ -20,6 +20,7 @@ from bench.peers.oracle import Oracle
 from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles, within_share
 from bench.peers.page import Results, write
 from bench.peers.peers import PEERS
+from bench.peers.settings import COMPARED, SETTINGS, peer_of
 from bench.peers.verdicts import Verdict, best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
 from bench.peers.workload import Source
 from bench.router.measures import Figure, Findings
@@ -227,6 +228,15 @@ def test_n_routers_against_one() -> None:
     assert attainment.measured == pytest.approx(2.0)
     assert cached.measured == pytest.approx(5.0)
     assert fleet_verdicts(fleet[:1]) == []
+    # One run differs from the next: the means count.
+    again = [
+        *fleet,
+        outcome(DUALMAP, 6.0, 0.95, cached=0.2),
+        outcome(DUALMAP, 6.0, 0.99, routers=2, cached=0.23),
+    ]
+    attainment, cached = fleet_verdicts(again)
+    assert attainment.measured == 0.0
+    assert cached.measured == pytest.approx(1.0)
 
 
 def test_launch_lines_show_what_a_person_would_type() -> None:
@@ -237,6 +247,15 @@ def test_launch_lines_show_what_a_person_would_type() -> None:
     for line in lines.values():
         assert "127.0.0.1" not in line and "--port" not in line
     assert len(launch_table().splitlines()) == len(PEERS) + 3
+
+
+def test_every_setting_that_was_tried_is_another_one() -> None:
+    lines = [launch_line(peer_of(name)) for name in COMPARED]
+    assert len(set(lines)) == len(lines)
+    assert set(SETTINGS) < set(COMPARED)
+    assert {"smg", "smg tuned", "smg: power_of_two"} < set(COMPARED)
+    with pytest.raises(KeyError):
+        peer_of(DUALMAP)
 
 
 @pytest.mark.parametrize("workload", ["conversation", "agents"])
@@ -274,6 +293,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
         {DUALMAP: [outcome(DUALMAP, 4.0, 0.9), outcome(DUALMAP, 4.0, 0.9, routers=2)]},
         overhead,
         {"conversation": Bounds(9.0, 14.0)},
+        {"smg": [outcome("smg", 4.4, 0.85), None], "smg: least_load": [None, outcome("smg", 16.0, 0.5)]},
     )
     write(results, tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
@@ -283,6 +303,8 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
     assert "- a: 3 requests failed\n- 1 windows are in doubt" in page
     assert "1 of 5 runs are doubtful" in page
     assert "No trace was given" in page
+    assert "| smg | 85.0% | 10.0% | - | - |" in page
+    assert "| smg: least_load | - | - | 50.0% | 10.0% |" in page
     assert "9.00/s by an order" in page and "more than 14.00/s by nobody" in page
     assert "Twice the best shipping peer's capacity is 8.00/s." in page
     assert (tmp_path / "pictures/benchmarks-conversation.png").stat().st_size < 200_000
