@@ -127,7 +127,8 @@ class _Socket:
 
     async def call(self, method: str, params: dict[str, Any], session: str | None = None) -> dict[str, Any]:
         number = next(self._numbers)
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
         message = {"id": number, "method": method, "params": params}
         await self._socket.send_json(message if session is None else {**message, "sessionId": session})
         async with asyncio.timeout(30):

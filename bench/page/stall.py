@@ -17,6 +17,7 @@ from dualmap_router.settings import RouterSettings
 from dualmap_router.ui.pages import LivePages
 from dualmap_router.ui.snapshot import Snapshots
 from dualmap_service.child import start_child
+from dualmap_service.ports import free_ports
 from tests.waiting import eventually
 
 _TICK_S = 0.001
@@ -41,10 +42,8 @@ async def _look(snapshots: Snapshots, cpu_s: list[float], sizes: list[int]) -> N
 
 
 @asynccontextmanager
-async def _load(app: RouterApp, stack: Stack) -> AsyncIterator[None]:
+async def _load(port: int, stack: Stack) -> AsyncIterator[None]:
     """A process of its own sends a little: what is measured must not share its loop."""
-    assert app.http._server is not None
-    port = app.http._server.sockets[0].getsockname()[1]
     command = [sys.executable, "-m", "dualmap_cli", "load", "--url", f"http://127.0.0.1:{port}"]
     command += ["--workload", "chat", "--requests", "100000", "--rate", "8"]
     child = start_child(command, "load", stack.logs / "load.log")
@@ -58,14 +57,15 @@ async def main() -> None:
     """Measure, and print."""
     async with big_pool() as stack:
         stop = asyncio.Event()
+        port = free_ports()
         app = RouterApp(
-            RouterSettings(redis_url=stack.redis_url, pool="demo", port=0, router_id="bench"), stop
+            RouterSettings(redis_url=stack.redis_url, pool="demo", port=port, router_id="bench"), stop
         )
         running = asyncio.create_task(app.run())
         await eventually(lambda: len(app.placement.usable) == 64)
         pages = app.api._pages
         assert isinstance(pages, LivePages)
-        async with _load(app, stack):
+        async with _load(port, stack):
             await asyncio.sleep(10)
             idle = await _lags(_SECONDS)
             cpu_s: list[float] = []

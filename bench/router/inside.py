@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvloop
@@ -151,7 +151,7 @@ def _frames(inside: Inside, chunks: int) -> Iterator[tuple[Worker, bytes]]:
         yield worker, worker.chunks([streams[(at + i) % len(streams)] for i in range(4)])
 
 
-async def _best(measure: Callable[[], Any], repeats: int) -> float:
+async def _best(measure: Callable[[], Awaitable[float]], repeats: int) -> float:
     found = []
     for _ in range(repeats):
         gc.collect()
