@@ -24,6 +24,8 @@ ENOUGH = 0.55
 """A subject that has so few in time is not run at higher rates: it would say no more of its capacity."""
 FLEETS = (1, 2, 4, 8)
 FLEET_SUBJECTS = (DUALMAP, "sglang-router tuned", "smg tuned")
+LOUD_FLEETS = ("smg tuned",)
+"""Whose routers keep the cores busy between themselves: nobody else is measured beside them."""
 FLEET_RATE: dict[str, float] = {DUALMAP: 5.9, "sglang-router tuned": 2.9, "smg tuned": 2.9}
 """Each where one of it has about nine in ten in time: what more routers lose shows there."""
 
