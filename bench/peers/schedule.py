@@ -87,8 +87,9 @@ class Runs:
             try:
                 outcome = await run_apart(trial)
             except ArenaError as error:
+                # Another run may have taken its port: that is no reason to be without it.
                 self._say(f"{trial.subject} at {trial.rate_req_s:g}/s failed: {_last_line(error)}")
-                return None
+                continue
             self._say(_told(outcome))
             if outcome.doubt is None:
                 break
