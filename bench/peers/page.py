@@ -15,7 +15,13 @@ from bench.peers.losses import losses
 from bench.peers.outcome import Outcome
 from bench.peers.schedule import shares
 from bench.peers.tables import capacities_table, fleet_table, overhead_table, runs_table, settings_table
-from bench.peers.verdicts import best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
+from bench.peers.verdicts import (
+    best_settings,
+    best_shipping,
+    fleet_verdicts,
+    goodput_verdicts,
+    overhead_verdicts,
+)
 from bench.router.measures import Findings
 from bench.router.report import Machine
 from dualmap_sim.study.plots import curves_plot
@@ -67,7 +73,8 @@ def _page(results: Results, plots: Sequence[str]) -> str:
     parts += ["\n".join(f"- {line}" for line in _verdicts(results))]
     parts += ["## Who is compared, and how each is started", _ABOUT_PEERS, launch_table()]
     if results.settings:
-        parts += ["### What else was tried", _ABOUT_SETTINGS, markdown(settings_table(results.settings))]
+        parts += ["### What else was tried", _about_settings(results.settings)]
+        parts += [markdown(settings_table(results.settings))]
     for (workload, found), plot in zip(results.goodput.items(), plots, strict=True):
         parts += [f"## {_TITLES[workload]}", _about(workload, results), plot]
         parts += [markdown(runs_table([one for curve in found.curves.values() for one in curve]))]
@@ -152,6 +159,15 @@ def _about(workload: str, results: Results) -> str:
     return _ABOUT[workload] + said
 
 
+def _about_settings(settings: Mapping[str, Sequence[Outcome | None]]) -> str:
+    text = (
+        "Every setting once, at one rate of each workload (`ARGS='--parts settings'`, bench/peers/settings.py); a run "
+        "differs from the next by up to two points."
+    )
+    best = best_settings(settings)
+    return f"{text} Best in the sum of both: {', '.join(best)}." if best else text
+
+
 def _about_bounds(bounds: Bounds, found: Goodput) -> str:
     offline, fluid = bounds
     text = (
@@ -179,10 +195,6 @@ _ABOUT = {
 _ABOUT_PEERS = (
     "Defaults are as each ships; `tuned` is what its documentation offers that suits these engines. `URL` stands for "
     "an engine's, once for each of them."
-)
-_ABOUT_SETTINGS = (
-    "Before `tuned` was chosen (`ARGS='--parts settings'`, bench/peers/settings.py): one run each, at one rate of each "
-    "workload. A setting that no run of its router beat on both is `tuned` above."
 )
 _ABOUT_FLEETS = (
     "The same requests, spread by turns over more and more routers of a kind, at a rate near the capacity of one. "

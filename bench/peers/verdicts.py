@@ -10,6 +10,7 @@ from bench.peers.capacity import capacity
 from bench.peers.outcome import Outcome
 from bench.peers.peers import OWN, PEERS
 from bench.peers.schedule import shares
+from bench.peers.settings import peer_of
 from bench.router.measures import Findings
 from bench.router.subjects import ROUTER
 
@@ -41,6 +42,17 @@ def best_shipping(curves: Mapping[str, Sequence[Outcome]]) -> str | None:
         if name in SHIPPING and (value := capacity(shares(outcomes))[0]) is not None
     ]
     return max(found)[1] if found else None
+
+
+def best_settings(settings: Mapping[str, Sequence[Outcome | None]]) -> list[str]:
+    """Of each router, the settings with which most were in time on all workloads; those without a run are left out."""
+    sums: dict[str, tuple[float, str]] = {}
+    for name, outcomes in settings.items():
+        shares_of = [one.within_slo_share for one in outcomes if one is not None]
+        if len(shares_of) == len(outcomes):
+            package = peer_of(name).package
+            sums[package] = max(sums.get(package, (0.0, "")), (sum(shares_of), name))
+    return [name for _, name in sums.values()]
 
 
 def goodput_verdicts(workload: str, curves: Mapping[str, Sequence[Outcome]]) -> list[Verdict]:

@@ -21,7 +21,14 @@ from bench.peers.outcome import Outcome, cached_share, spread, ttft_percentiles,
 from bench.peers.page import Results, write
 from bench.peers.peers import PEERS
 from bench.peers.settings import COMPARED, SETTINGS, peer_of
-from bench.peers.verdicts import Verdict, best_shipping, fleet_verdicts, goodput_verdicts, overhead_verdicts
+from bench.peers.verdicts import (
+    Verdict,
+    best_settings,
+    best_shipping,
+    fleet_verdicts,
+    goodput_verdicts,
+    overhead_verdicts,
+)
 from bench.peers.workload import Source
 from bench.router.measures import Figure, Findings
 from bench.router.report import Machine
@@ -168,6 +175,16 @@ def test_verdicts_compare_with_the_best_shipping_peer() -> None:
     assert peers.measured == pytest.approx(7.0 / 3.0)
     assert oracle.measured == pytest.approx(7.0 / 5.0)
     assert goodput_verdicts("agents", {})[0].measured is None
+
+
+def test_the_best_settings_are_those_of_the_highest_sum_that_were_run_on_all() -> None:
+    settings = {
+        "smg": [outcome("smg", 4.4, 0.9), outcome("smg", 16.0, 0.5)],
+        "smg tuned": [outcome("smg tuned", 4.4, 0.8), outcome("smg tuned", 16.0, 0.7)],
+        "smg: least_load": [outcome("smg: least_load", 4.4, 1.0), None],
+        "vllm-router": [outcome("vllm-router", 4.4, 0.1), outcome("vllm-router", 16.0, 0.1)],
+    }
+    assert best_settings(settings) == ["smg tuned", "vllm-router"]
 
 
 def test_a_capacity_that_was_not_enclosed_proves_nothing_in_our_favour() -> None:
