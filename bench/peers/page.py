@@ -114,8 +114,9 @@ def _doubts(results: Results) -> str:
     doubtful = sum(one.doubt is not None for one in outcomes)
     if not doubtful:
         return ""
+    verb = "is" if doubtful == 1 else "are"
     return (
-        f"\n\n**{doubtful} of {len(outcomes)} runs are doubtful** (marked `!`): other work on the machine made the "
+        f"\n\n**{doubtful} of {len(outcomes)} runs {verb} doubtful** (marked `!`): other work on the machine made the "
         "client late or filled the cores. Their figures are provisional, everybody's."
     )
 
@@ -162,7 +163,7 @@ def _about(workload: str, results: Results) -> str:
 def _about_settings(settings: Mapping[str, Sequence[Outcome | None]]) -> str:
     text = (
         "Every setting once, at one rate of each workload (`ARGS='--parts settings'`, bench/peers/settings.py); a run "
-        "differs from the next by up to two points."
+        "differs from the next by two points or so."
     )
     best = best_settings(settings)
     return f"{text} Best in the sum of both: {', '.join(best)}." if best else text

@@ -318,7 +318,7 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
     assert "| smg | <4.00 |" in page
     assert "80.0% !" in page
     assert "- a: 3 requests failed\n- 1 windows are in doubt" in page
-    assert "1 of 5 runs are doubtful" in page
+    assert "1 of 5 runs is doubtful" in page
     assert "No trace was given" in page
     assert "| smg | 85.0% | 10.0% | - | - |" in page
     assert "| smg: least_load | - | - | 50.0% | 10.0% |" in page
