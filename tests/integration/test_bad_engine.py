@@ -63,14 +63,14 @@ async def url(
 BROKEN = {
     "not-http": (b"lorem ipsum\r\n\r\n", 502, "bad_answer"),
     "binary": (bytes(range(256)) * 40, 502, "bad_answer"),
-    "silence": (b"", 503, "no_instance"),
-    "half-a-head": (b"HTTP/1.1 200 OK\r\ncontent-le", 503, "no_instance"),
+    "silence": (b"", 502, "engine_lost"),
+    "half-a-head": (b"HTTP/1.1 200 OK\r\ncontent-le", 502, "engine_lost"),
     "bad-status": (b"HTTP/1.1 abc OK\r\n\r\n", 502, "bad_answer"),
     "bad-header": (b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n", 502, "bad_answer"),
     "endless-header": (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 200_000 + b"\r\n\r\n", 502, "bad_answer"),
-    "short-body": (answer("200 OK", b"abc", "content-length: 10"), 503, "no_instance"),
+    "short-body": (answer("200 OK", b"abc", "content-length: 10"), 502, "engine_lost"),
     "bad-chunk": (answer("200 OK", b"zz\r\nabc\r\n", "transfer-encoding: chunked"), 502, "bad_answer"),
-    "cut-chunks": (answer("200 OK", b"3\r\nabc\r\n", "transfer-encoding: chunked"), 503, "no_instance"),
+    "cut-chunks": (answer("200 OK", b"3\r\nabc\r\n", "transfer-encoding: chunked"), 502, "engine_lost"),
 }  # fmt: skip
 
 

@@ -49,12 +49,12 @@ WORKER_FRAME = pb.WorkerFrame(
         pb.Event(stream=7, data=b"data: x\n\n"),
         pb.Event(stream=7, end=pb.End(prompt_tokens=9, cached_tokens=4, output_tokens=2)),
         pb.Event(stream=8, moved=pb.Moved(target="w2")),
-        pb.Event(stream=9, failed=pb.Failed(kind=pb.Failed.ENGINE_LOST, message="gone", unanswered=True)),
+        pb.Event(stream=9, failed=pb.Failed(kind=pb.Failed.ENGINE_LOST, message="gone", begun=True)),
     ]
 )
 WORKER_BYTES = bytes.fromhex(
     "0a210807121d08c80112060a016112016219000000000000e03f21000000000000d03f0a0d08071a09646174613a2078"
-    "0a0a0a0a080722060809100418020a0808082a040a0277320a0e0809320a08011204676f6e651801"
+    "0a0a0a0a080722060809100418020a0808082a040a0277320a0e0809320a08011204676f6e652001"
 )
 
 

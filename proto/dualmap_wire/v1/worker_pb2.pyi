@@ -420,21 +420,21 @@ class Failed(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
-    UNANSWERED_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     kind: Global___Failed.Kind.ValueType
     message: _builtins.str
-    unanswered: _builtins.bool
-    """Nothing of the answer was sent: another instance may start it."""
+    begun: _builtins.bool
+    """The engine had begun it when it was lost: the request may be what it died of."""
     def __init__(
         self,
         *,
         kind: Global___Failed.Kind.ValueType = ...,
         message: _builtins.str = ...,
-        unanswered: _builtins.bool = ...,
+        begun: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "unanswered", b"unanswered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "kind", b"kind", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -48,7 +48,7 @@ class Attempts:
         flight.exchange = None
         session = self._sessions.get(instance)
         if session is None:
-            return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left", unanswered=True)
+            return pb.Failed(kind=pb.Failed.ENGINE_LOST, message=f"{instance} has left")
         # It may have gone while the decision was made, when there was no exchange to cancel.
         if flight.gone and not flight.timed_out:
             raise ClientGoneError
@@ -60,7 +60,7 @@ class Attempts:
         while True:
             event = await exchange.next()
             if flight.timed_out:
-                return self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT, unanswered=True))
+                return self._failed(flight, pb.Failed(kind=pb.Failed.TIMEOUT))
             if flight.gone:
                 raise ClientGoneError
             if event is None:

@@ -56,7 +56,7 @@ class Pilot:
     async def fly(self, flight: Flight) -> None:
         """Bring a request to its end. Raises ApiError while nothing was sent, ClientGoneError at any time."""
         lost: set[str] = set()
-        failures = 0
+        failures = deaths = 0
         target: str | None = None
         timer = asyncio.get_running_loop().call_later(self._timeout_s, flight.time_out)
         try:
@@ -92,8 +92,9 @@ class Pilot:
                 drains = verdict.kind == pb.Failed.DRAINING
                 flight.attempts += 1
                 if flight.exchange is not None and flight.exchange.well_under_way:
-                    failures = 0
+                    failures = deaths = 0
                 failures += not drains
+                deaths += verdict.begun
                 lost.add(instance)
                 if flight.sink.answered:
                     if failures >= self._max_attempts or not await self._resume(flight, lost):
@@ -105,7 +106,7 @@ class Pilot:
                         await flight.sink.end()
                         return
                 elif failures >= self._max_attempts:
-                    raise _given_up(verdict)
+                    raise _given_up(verdict, deaths)
                 self._metrics.resubmission(pb.Failed.Kind.Name(verdict.kind).lower())
                 target = None
                 flight.reason = Reason.RETRY
@@ -209,8 +210,12 @@ def _give_up_s(flight: Flight) -> float:
     return time.monotonic() + (_STREAM_BLINK_S if flight.sink.answered else _BLINK_S)
 
 
-def _given_up(failed: pb.Failed) -> ApiError:
-    """What the client hears after the last attempt."""
+def _given_up(failed: pb.Failed, deaths: int) -> ApiError:
+    """What the client hears after the last attempt, in which `deaths` engines were lost with the request."""
+    if deaths > 1:
+        # No 503: whoever reads "ask another router" in it would have as many engines die there.
+        message = f"{deaths} engines were lost while they worked on it"
+        return ApiError(502, message, "upstream_error", "engine_lost")
     if failed.kind == pb.Failed.QUEUE_FULL:
         return overloaded("every queue is full")
     if failed.kind == pb.Failed.BAD_ANSWER:

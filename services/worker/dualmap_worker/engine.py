@@ -13,7 +13,13 @@ from yarl import URL
 
 from dualmap.types import EngineLoad
 from dualmap_service.http_headers import passed_on
-from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import (
+    BadAnswerError,
+    EngineDiedError,
+    EngineError,
+    EngineLostError,
+    EngineTimeoutError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +110,15 @@ class Engine:
             ) as response:
                 with _ends_with_its_connection(response):
                     yield EngineAnswer(response)
-        except aiohttp.ConnectionTimeoutError as exc:
-            # A host that is gone refuses nothing, and the request never left.
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as exc:
+            # The request never left; a host that is gone does not even refuse.
             raise EngineLostError(f"{self.url} cannot be reached: {exc!r}") from exc
         except (TimeoutError, aiohttp.ServerTimeoutError) as exc:
             raise EngineTimeoutError(f"{self.url} did not answer in time: {exc!r}") from exc
         except aiohttp.ClientResponseError as exc:
             raise BadAnswerError(f"{self.url} broke HTTP: {exc.message}") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise EngineLostError(f"{self.url} was lost: {exc!r}") from exc
+            raise EngineDiedError(f"{self.url} was lost: {exc!r}") from exc
 
     async def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether the engine says it serves."""

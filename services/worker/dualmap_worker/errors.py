@@ -16,6 +16,10 @@ class EngineLostError(EngineError):
     public = "the engine was lost"
 
 
+class EngineDiedError(EngineLostError):
+    """The engine was lost with a request that it had taken."""
+
+
 class EngineTimeoutError(EngineError):
     """The engine sent nothing for longer than the worker waits."""
 

@@ -16,7 +16,13 @@ from dualmap_service.logs import of_request
 from dualmap_wire.telemetry import MAX_TENANT_CHARS
 from dualmap_wire.v1 import worker_pb2 as pb
 from dualmap_worker.engine import EngineAnswer
-from dualmap_worker.errors import BadAnswerError, EngineError, EngineLostError, EngineTimeoutError
+from dualmap_worker.errors import (
+    BadAnswerError,
+    EngineDiedError,
+    EngineError,
+    EngineLostError,
+    EngineTimeoutError,
+)
 from dualmap_worker.holdings import Carried
 from dualmap_worker.kv_wire import SESSION_HEADER
 from dualmap_worker.outbox import Outbox
@@ -31,6 +37,7 @@ _FAILURES: Mapping[type[EngineError], "pb.Failed.Kind.ValueType"] = {
     EngineTimeoutError: pb.Failed.TIMEOUT,
     BadAnswerError: pb.Failed.BAD_ANSWER,
     EngineLostError: pb.Failed.ENGINE_LOST,
+    EngineDiedError: pb.Failed.ENGINE_LOST,
 }
 
 
@@ -77,11 +84,11 @@ class Flow:
         event.stream = self.submit.stream
         self.outbox.put(event, urgent)
 
-    def fail(self, kind: "pb.Failed.Kind.ValueType", message: str, unanswered: bool = True) -> None:
-        """Tell the router that this attempt is over."""
+    def fail(self, kind: "pb.Failed.Kind.ValueType", message: str, begun: bool = False) -> None:
+        """Tell the router that this attempt is over; `begun` if the engine was lost with it."""
         if self._trace is not None:
             self._trace.failed(kind)
-        self.out(pb.Event(failed=pb.Failed(kind=kind, message=message, unanswered=unanswered)), urgent=True)
+        self.out(pb.Event(failed=pb.Failed(kind=kind, message=message, begun=begun)), urgent=True)
 
     def refuse(self, kind: "pb.Failed.Kind.ValueType", message: str) -> None:
         """Tell the router that this worker does not take it."""
@@ -117,7 +124,7 @@ class Flow:
             return
         if not task.cancelled() and task.exception() is not None:
             log.error("relay.failed", extra=self._named(), exc_info=task.exception())
-            self.fail(pb.Failed.ENGINE_LOST, "internal error of the worker", not self._answered)
+            self.fail(pb.Failed.ENGINE_LOST, "internal error of the worker")
         self._requests.finished(self, self.usage)
 
     def prefilled(self) -> None:
@@ -167,7 +174,7 @@ class Flow:
         except EngineError as exc:
             # The router passes the failure's message on to the client: the engine's address stays here.
             log.warning("relay.engine_failed", extra=self._named(error=str(exc)[:500]))
-            self.fail(_FAILURES[type(exc)], exc.public, not self._answered)
+            self.fail(_FAILURES[type(exc)], exc.public, isinstance(exc, EngineDiedError))
 
     async def _answer(self, answer: EngineAnswer) -> None:
         """Relay the answer."""
@@ -180,7 +187,7 @@ class Flow:
                 await self.outbox.room()
                 self.out(pb.Event(data=data), urgent=False)
             if tap.died_of is not None:
-                raise EngineLostError(f"{self._requests.engine.url} failed in the middle: {tap.died_of}")
+                raise EngineDiedError(f"{self._requests.engine.url} failed in the middle: {tap.died_of}")
         if not self._answered:
             self._head(answer)
         rest = tap.finish()

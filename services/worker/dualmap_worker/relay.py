@@ -122,7 +122,7 @@ class Requests:
         handed_back = self._hand_back()
         silent = [flow for flow in self._flows.values() if flow.is_silent]
         for flow in silent:
-            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public)
+            flow.fail(pb.Failed.ENGINE_LOST, EngineLostError.public, begun=True)
             flow.abort()
         return handed_back + len(silent)
 

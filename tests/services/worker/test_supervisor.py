@@ -133,7 +133,7 @@ async def test_an_engine_that_dies_comes_back_as_a_new_generation(
         server.kill()
         await eventually(lambda: unanswered._events)
         [event] = unanswered._events
-        assert (event.failed.kind, event.failed.unanswered) == (pb.Failed.ENGINE_LOST, True)
+        assert (event.failed.kind, event.failed.begun) == (pb.Failed.ENGINE_LOST, True)
         await eventually(lambda: worker.registered(lambda r: r.state == "unready"))
         await worker.active(after=first.generation)
         assert not alive([server, core])
