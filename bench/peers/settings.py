@@ -1,4 +1,4 @@
-"""Settings that were tried before the `tuned` ones were chosen, each once at one rate of each workload.
+"""Settings that are tried beside the `tuned` ones, each once at one rate of each workload: would others do better?
 
 Their thresholds count requests in flight and shares of a prompt. An engine here holds about ten prompts, so that a
 difference of 2 to 16 requests spans what can matter; other rules that suit one prompt in one stream are tried as well.
