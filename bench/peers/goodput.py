@@ -108,6 +108,6 @@ async def fleets(
     quiet = [name for name in names if name not in LOUD_FLEETS]
     found = dict(zip(quiet, await asyncio.gather(*map(fleet, quiet)), strict=True))
     for name in names:
-        if name not in found:
+        if name in LOUD_FLEETS:
             found[name] = await fleet(name)
     return found

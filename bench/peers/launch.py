@@ -41,6 +41,11 @@ def _common(place: Place, engines: Sequence[Engine]) -> list[str]:
     ]  # fmt: skip
 
 
+def balance(threshold: int) -> tuple[str, ...]:
+    """Flags of sglang-router and who came of it: leave a prefix's engine that has so many requests more than others."""
+    return ("--balance-abs-threshold", str(threshold), "--balance-rel-threshold", "1.2")
+
+
 def sglang(*flags: str) -> Launch:
     """SGLang's router with some flags."""
     python = str(VENVS / "sglang-router/bin/python")

@@ -27,7 +27,7 @@ class Peer:
     ready_path: str = "/readiness"
 
 
-_BALANCE = ("--balance-abs-threshold", "4", "--balance-rel-threshold", "1.2")
+LOADS_EACH_SECOND = ("--load-monitor-interval", "1")
 KV_EVENTS = ("--kv-event-model", "sim-model", "--kv-event-block-size", str(PROFILE.block_size))
 
 PEERS: dict[str, Peer] = {
@@ -37,7 +37,7 @@ PEERS: dict[str, Peer] = {
         Peer(
             "sglang-router tuned",
             "sglang-router",
-            launch.sglang(*_BALANCE),
+            launch.sglang(*launch.balance(4)),
             "its load is requests in flight, about ten an engine here: it balances from a difference of 4 on",
         ),
         Peer(
@@ -49,7 +49,7 @@ PEERS: dict[str, Peer] = {
         Peer(
             "smg tuned",
             "smg",
-            launch.smg(*_BALANCE, "--load-monitor-interval", "1", mesh=True),
+            launch.smg(*launch.balance(4), *LOADS_EACH_SECOND, mesh=True),
             "spills from 4 requests over the mean on; reads the engines' queues every second; several make a mesh",
         ),
         Peer(

@@ -45,9 +45,10 @@ class Runs:
     """Runs trials, at most `jobs` at a time; what was run by the same code is not run again."""
 
     def __init__(self, path: Path, jobs: int, say: Callable[[str], None], tries: int, doubtful: bool) -> None:
-        """A run that the machine spoiled is done again, up to `tries` times in all; then it is shown as doubtful.
+        """A run that failed or that the machine spoiled is done again, up to `tries` times in all.
 
-        So is one that was kept from before, unless `doubtful` takes it as it is. No tries: only what is kept.
+        One that stays spoiled is shown as doubtful. So is one that was kept from before, unless `doubtful` takes it as
+        it is. No tries: only what is kept.
         """
         self._path = path
         self._room = asyncio.Semaphore(jobs)
@@ -67,18 +68,17 @@ class Runs:
 
     async def run(self, trial: Trial) -> Outcome | None:
         """The outcome of a trial; None, and a line that says why, if it cannot be had."""
-        launch = _launch_line(trial.subject)
-        key = _key(self._code, launch, trial)
-        if key in self._kept:
-            return self._kept[key]
+        outcome = self.kept(trial)
+        if outcome is not None:
+            return outcome
         async with self._room:
             outcome = await self._tried(trial)
-        if outcome is None:
-            return None
-        self._kept[key] = outcome
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(Kept(self._code, launch, trial, outcome)) + b"\n")
+        if outcome is not None:
+            kept = Kept(self._code, _launch_line(trial.subject), trial, outcome)
+            self._kept[kept.key] = outcome
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode(kept) + b"\n")
         return outcome
 
     async def _tried(self, trial: Trial) -> Outcome | None:

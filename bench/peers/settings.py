@@ -5,40 +5,36 @@ difference of 2 to 16 requests spans what can matter; other rules that suit one 
 """
 
 from bench.peers import launch
-from bench.peers.peers import KV_EVENTS, PEERS, Peer
+from bench.peers.launch import balance
+from bench.peers.peers import KV_EVENTS, LOADS_EACH_SECOND, PEERS, Peer
 
 RATES = {"conversation": 4.4, "agents": 16.0}
 """Where good settings and bad ones are far apart."""
-
-
-def _balance(threshold: int) -> tuple[str, ...]:
-    return ("--balance-abs-threshold", str(threshold), "--balance-rel-threshold", "1.2")
 
 
 def _threshold(share: float) -> tuple[str, ...]:
     return ("--cache-threshold", str(share))
 
 
-_NEWS = ("--load-monitor-interval", "1")
 _RULES: dict[str, dict[str, launch.Launch]] = {
     "sglang-router": {
-        **{f"balances from {number}": launch.sglang(*_balance(number)) for number in (2, 8, 16)},
-        "balances from 4, matches from 0.1": launch.sglang(*_balance(4), *_threshold(0.1)),
-        "balances from 4, matches from 0.6": launch.sglang(*_balance(4), *_threshold(0.6)),
+        **{f"balances from {number}": launch.sglang(*balance(number)) for number in (2, 8, 16)},
+        "balances from 4, matches from 0.1": launch.sglang(*balance(4), *_threshold(0.1)),
+        "balances from 4, matches from 0.6": launch.sglang(*balance(4), *_threshold(0.6)),
         "power_of_two": launch.sglang("--policy", "power_of_two"),
     },
     "smg": {
-        **{f"spills from {number}": launch.smg(*_balance(number), *_NEWS) for number in (2, 8, 16)},
-        "spills from 4, matches from 0.1": launch.smg(*_balance(4), *_NEWS, *_threshold(0.1)),
-        "spills from 4, matches from 0.6": launch.smg(*_balance(4), *_NEWS, *_threshold(0.6)),
-        "least_load": launch.smg("--policy", "least_load", *_NEWS),
-        "power_of_two": launch.smg("--policy", "power_of_two", *_NEWS),
+        **{
+            f"spills from {number}": launch.smg(*balance(number), *LOADS_EACH_SECOND) for number in (2, 8, 16)
+        },
+        "spills from 4, matches from 0.1": launch.smg(*balance(4), *LOADS_EACH_SECOND, *_threshold(0.1)),
+        "spills from 4, matches from 0.6": launch.smg(*balance(4), *LOADS_EACH_SECOND, *_threshold(0.6)),
+        "least_load": launch.smg("--policy", "least_load", *LOADS_EACH_SECOND),
+        "power_of_two": launch.smg("--policy", "power_of_two", *LOADS_EACH_SECOND),
         "prefix_hash": launch.smg("--policy", "prefix_hash", "--prefix-hash-balance-abs-threshold", "2"),
     },
     "vllm-router": {
-        **{
-            f"cache_aware, balances from {number}": launch.vllm(*_balance(number)) for number in (2, 4, 8, 16)
-        },
+        **{f"cache_aware, balances from {number}": launch.vllm(*balance(number)) for number in (2, 4, 8, 16)},
         "consistent_hash": launch.vllm("--policy", "consistent_hash"),
         "power_of_two": launch.vllm("--policy", "power_of_two"),
         "kv_aware, sessions stay for 60 s": launch.vllm(

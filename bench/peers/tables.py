@@ -18,7 +18,7 @@ def runs_table(outcomes: Sequence[Outcome]) -> Table:
     columns: list[Column[Outcome]] = [
         Column("subject", lambda one: one.subject),
         Column("req/s", lambda one: one.rate_req_s, "{:g}"),
-        Column("within SLO", lambda one: f"{one.within_slo_share:.1%}" + (" !" if one.doubt else "")),
+        Column("within SLO", lambda one: _marked(one, one.within_slo_share)),
         *_common(),
         Column("errors", lambda one: sum(one.errors.values()), "{:d}"),
     ]
@@ -34,12 +34,16 @@ def fleet_table(outcomes: Sequence[Outcome]) -> Table:
             lambda one: f"{one.routers}, half go and come back" if one.changes else str(one.routers),
         ),
         Column("req/s", lambda one: one.rate_req_s, "{:g}"),
-        Column("within SLO", lambda one: f"{one.within_slo_share:.1%}" + (" !" if one.doubt else "")),
+        Column("within SLO", lambda one: _marked(one, one.within_slo_share)),
         *_common(),
         Column("errors", lambda one: sum(one.errors.values()), "{:d}"),
         Column("asked again", lambda one: one.asked_again, "{:d}"),
     ]
     return make_table("fleets", columns, outcomes)
+
+
+def _marked(outcome: Outcome, share: float) -> str:
+    return f"{share:.1%}" + (" !" if outcome.doubt else "")
 
 
 def settings_table(outcomes: Mapping[str, Sequence[Outcome | None]]) -> Table:
@@ -58,7 +62,7 @@ def _shown(
 ) -> Callable[[str], str | None]:
     def shown(name: str) -> str | None:
         one = outcomes[name][number]
-        return None if one is None else f"{getattr(one, field):.1%}" + (" !" if one.doubt else "")
+        return None if one is None else _marked(one, getattr(one, field))
 
     return shown
 
